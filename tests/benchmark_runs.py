@@ -1,4 +1,4 @@
-"""Benchmarks run tiny, in the process of the tests, which has loaded its libraries."""
+"""Run benchmarks at a tiny size, in the test process, where libraries are already loaded."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from unittest import mock
 
 
 def run_benchmark(name: str, out: Path, *words: str) -> tuple[dict[str, Any], str]:
-    """``python -m benchmarks.NAME WORDS --tiny --out OUT``: the record that it wrote, and what it printed."""
+    """Run ``python -m benchmarks.NAME WORDS --tiny --out OUT``; returns its record and its output."""
     said = io.StringIO()
     with (
         mock.patch.object(sys, "argv", [name, "--tiny", *words, "--out", str(out)]),

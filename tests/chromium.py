@@ -1,4 +1,4 @@
-"""Headless Chromium over its debugging pipe: pages opened, expressions evaluated, errors and requests seen."""
+"""Headless Chromium over its debugging pipe: open pages, evaluate expressions, collect errors and requests."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ PATIENCE = 60.0
 
 
 class Chromium:
-    """A browser with one page; `errors` and `requests` are those of the page that was opened last."""
+    """A browser with one page; `errors` and `requests` belong to the page opened last."""
 
     def __init__(self, profile: Path) -> None:
         assert PROGRAM is not None
@@ -51,7 +51,7 @@ class Chromium:
         os.close(self._out)
 
     def open(self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Load a file in a window of that size, and wait until it is loaded."""
+        """Load a file in a window of a given size, and wait until it is loaded."""
         self.errors, self.requests, self._loaded = [], [], False
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
@@ -64,7 +64,7 @@ class Chromium:
             self._heed(self._receive())
 
     def value(self, expression: str) -> Any:
-        """The value of an expression of JavaScript, or of the promise that it gives."""
+        """Value of a JavaScript expression, or of its promise."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")

@@ -1,4 +1,4 @@
-"""Small random CLIP models on disk, made by open_clip itself."""
+"""Small random CLIP models on disk, made with open_clip."""
 
 import json
 from pathlib import Path

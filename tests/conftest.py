@@ -1,4 +1,4 @@
-"""Shared by all tests: a separate root folder for every test, and which tests are slow."""
+"""Fixtures for all tests: a separate root folder for each, and marks for slow tests."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ settings.register_profile("nightly", deadline=None)  # `make nightly`; see tests
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands that write where they are run (``results.jsonl``) leave nothing in the checkout."""
+    """Run tests in a temporary folder, since some commands write ``results.jsonl`` to the working directory."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("cwd"))
     yield
@@ -24,7 +24,7 @@ def _own_working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(autouse=True)
 def _own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's stores."""
+    """Give each test its own root, so that none touches the user's stores."""
     monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "cache"))
 
 

@@ -28,7 +28,7 @@ ROWS, DIM, CHUNK_ROWS = 10, 4, 4
 
 
 class Disk:
-    """Files in memory: folders of names, and contents by number, with a log of everything that changes them."""
+    """Files in memory: folders of names, contents by number, and a log of all changes."""
 
     def __init__(self) -> None:
         self.folders: dict[PurePosixPath, dict[str, int | None]] = {ROOT: {}}  # None: a folder
@@ -100,7 +100,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class DiskPath:
-    """A path on a `Disk`: written by the code of `local`, and otherwise used like a path of an object store."""
+    """A path on a `Disk`: written by `local`, otherwise used like a path of an object store."""
 
     disk: Disk = field(compare=False)
     pure: PurePosixPath
@@ -164,7 +164,7 @@ class DiskPath:
 
 @contextmanager
 def running_on(disk: Disk | None) -> Iterator[None]:
-    """`local` makes its system calls on a disk; the metadata of zarr is made once; claims of earlier runs are dead."""
+    """Let `local` make its system calls on a simulated disk; cache zarr's metadata; expire claims of earlier runs."""
     kept = (local.os, local.synced, writer.zarr_metadata, claims.is_alive)
     if disk is not None:
         local.synced = True
@@ -195,7 +195,7 @@ def _metadata() -> Callable[[Any, Any], dict[str, bytes]]:
 
 
 METADATA = _metadata()
-"""`zarr_metadata`, which takes longer than all the rest of a run, remembered."""
+"""`zarr_metadata` with a cache: it takes longer than the rest of a run."""
 
 
 def rows(version: int = 0) -> np.ndarray:
@@ -203,7 +203,7 @@ def rows(version: int = 0) -> np.ndarray:
 
 
 class Job(StoreJob[BankStore]):
-    """A bank of known rows; another `version` has other rows under the same key, as an undetermined encoder makes."""
+    """A bank of known rows; another `version` has other rows under the same key, as from a nondeterministic encoder."""
 
     kind, verb = BankStore, "text --random"
 
@@ -233,7 +233,7 @@ class Job(StoreJob[BankStore]):
 
 
 def is_right(store: BankStore, versions: int = 1) -> bool:
-    """Whether every chunk holds the rows of one of the versions; reading raises where bytes were damaged."""
+    """Whether every chunk holds the rows of one version; reading damaged bytes raises."""
     features = store.features
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, ROWS, CHUNK_ROWS)]
     whole = all(any(np.array_equal(features[c], rows(v)[c]) for v in range(versions)) for c in chunks)
@@ -249,7 +249,7 @@ def recorded() -> Disk:
 
 
 def state(log: list[tuple[Any, ...]], length: int, chance: random.Random) -> Disk:
-    """A disk after a power cut behind the first `length` entries of a log."""
+    """A disk after a power cut that follows the first `length` entries of a log."""
     log = log[:length]
     kept = [_is_durable(log, place) or chance.random() < 0.5 for place in range(length)]
     if chance.random() < 0.2:  # nothing or all that was not synced
@@ -323,7 +323,7 @@ class Bucket:
         raise OSError(5, "the request timed out")
 
     def land(self) -> None:
-        """Carry out a delayed request that has not been yet."""
+        """Carry out a delayed request that is still pending."""
         if self._late is not None:
             late, self._late = self._late[1], None
             late()

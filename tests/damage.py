@@ -1,4 +1,4 @@
-"""Every kind of damage to a single file, and stores with everything that readers read, to be damaged."""
+"""Every kind of damage to a single file, and stores with all files that readers read."""
 
 import io
 import json
@@ -38,11 +38,11 @@ from heads.estimators.kept_moments import store_moments
 BROKEN = 5
 OPTIONS = {"chunk_rows": 8, "batch_size": 3, "workers": 1, "max_bad": 1}
 Content = bytes | None
-"""What a damaged file holds; None: it is gone."""
+"""Content of a damaged file; None if it was deleted."""
 
 
 def damages(content: bytes, neighbour: Content, seed: int) -> Iterator[tuple[str, Content]]:
-    """Every kind of damage to a file of that content; `neighbour` is that of another file."""
+    """Every kind of damage to a file with this content; `neighbour` is the content of another file."""
     chance = random.Random(seed)
     yield "deleted", None
     if not content:
@@ -131,20 +131,20 @@ def encode(root: Path, seed: int = 0) -> Path:
 
 @dataclass
 class World:
-    """Files to damage, and what is read from them: the name of a reader, what it returns."""
+    """Files to damage, and readers by name with their results."""
 
     root: Path
     folder: Path
     reads: Mapping[str, Callable[[], object]]
     neighbours: Mapping[str, bytes] = field(default_factory=dict)
     of: Mapping[str, str] = field(default_factory=dict)
-    """The files that a reader reads, as a pattern; of a reader that is not named: all."""
+    """Pattern of the files that a reader reads; default: all."""
     edits: bool = True
-    """Whether a JSON file with another value in it is damaged; otherwise it is one that its owner has changed."""
+    """Whether a JSON file with a changed value is damaged; otherwise its owner may have edited it."""
     swaps: bool = True
-    """Whether a file with the content of another is damaged; a head is a head, whatever its file is called."""
+    """Whether a file with another file's content is damaged; heads are valid under any name."""
     mends: Collection[str] = ()
-    """Readers that may write what is damaged anew."""
+    """Readers that may rewrite damaged files."""
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -310,7 +310,7 @@ def head_world(root: Path) -> World:
 
 
 def verb(words: str, *files: str) -> Callable[[], object]:
-    """A command line, read by what it prints and writes, without what depends on the time."""
+    """A command as a reader: what it prints and writes, without times."""
 
     def read() -> object:
         for name in files:
@@ -332,7 +332,7 @@ def verb(words: str, *files: str) -> Callable[[], object]:
 
 
 def _stable(file: Path) -> object:
-    """The content of a file, of results their rows without durations."""
+    """Content of a file; for results, rows without durations."""
     if file.suffix != ".jsonl":
         return file.read_bytes()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -340,7 +340,7 @@ def _stable(file: Path) -> object:
 
 
 def verb_world(root: Path) -> World:
-    """Stores of small pictures and of texts, read by the verbs that read stores; kept moments and digests too."""
+    """Stores of small pictures and texts with moments and digests, read by all verbs that read stores."""
     os.chdir(root)
     source = write_pictures(root / "pictures", 12)
     at = f"--root {root / 'cache'}"
@@ -385,7 +385,7 @@ def tuned(source: str, at: str) -> Callable[[], object]:
 
 
 def mended(words: str, root: Path, reference: str) -> Callable[[], object]:
-    """A command line that finds a store or makes it, and then what the store holds."""
+    """A command that finds or makes a store, and then the content of the store."""
 
     def read() -> object:
         verb(words)()
@@ -396,7 +396,7 @@ def mended(words: str, root: Path, reference: str) -> Callable[[], object]:
 
 
 def run_world(root: Path) -> World:
-    """What fine-tuning leaves: models, heads, its state; read by the verbs and readers that read these."""
+    """Results of fine-tuning: models, heads and state, with their verbs and readers."""
     os.chdir(root)
     source = write_pictures(root / "pictures", 8)
     at = f"--root {root / 'stores'}"
@@ -444,7 +444,7 @@ def run_world(root: Path) -> World:
 
 
 def result_world(root: Path) -> World:
-    """Results of an evaluation, and the files that reports are made of."""
+    """Results of an evaluation, and other inputs of reports."""
     os.chdir(root)
     path, folder = encode(root / "cache"), root / "results"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""A small random Stable Diffusion model on disk, made by diffusers itself; and a stand-in that draws flat pictures."""
+"""A small random Stable Diffusion model on disk, made with diffusers, and a stand-in that draws flat pictures."""
 
 import json
 import time
@@ -64,7 +64,7 @@ def write_diffusion_model(folder: Path, seed: int = 0, safe: bool = True) -> str
 
 
 class Draft:
-    """Draws a flat picture whose colour tells the seed; counts, and can be slow."""
+    """Draws flat pictures whose colour gives the seed; counts them, and can be slow."""
 
     def __init__(self, seconds: float = 0.0, precision: str = "fp32") -> None:
         self.seconds, self.drawn = seconds, 0

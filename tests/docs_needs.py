@@ -67,7 +67,7 @@ def run(*words: str) -> None:
 
 
 def png(number: int = 0) -> bytes:
-    """A noisy picture; those of even and of odd numbers look alike."""
+    """A noisy picture; even numbers look alike, and so do odd ones."""
     pixels = np.random.default_rng(number).integers(0, 128, (16, 16, 3), dtype=np.uint8) + np.uint8(100 * (number % 2))
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
@@ -98,7 +98,7 @@ def shard(path: Path, first: int) -> None:
 
 @need
 def pretrained(scratch: Scratch) -> None:
-    """Small random models answer to the names and tags of OpenAI's."""
+    """Register small random models under OpenAI's names and tags."""
 
     text = {"text_cfg": CONFIG["text_cfg"] | {"context_length": 77}}
     resnet = text | {"vision_cfg": RESNET}

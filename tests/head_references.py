@@ -16,7 +16,7 @@ def softmax(logits: Float) -> Float:
 
 
 def unit(rows: Float) -> Float:
-    """Rows of length one; a row of zeros stays."""
+    """Rows divided by their norm; zero rows stay zero."""
     largest = np.abs(rows).max(axis=1, keepdims=True)
     scaled = rows / np.where(largest > 0, largest, 1)
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
@@ -24,7 +24,7 @@ def unit(rows: Float) -> Float:
 
 
 def ridge(X: Float, Y: Float, alpha: float, weights: Float | None = None) -> tuple[Float, Float]:
-    """Weights (C, D) and intercepts (C,) by numpy's least squares on rows that stand for the penalty."""
+    """Weights (C, D) and intercepts (C,) by numpy's least squares, with additional rows for the penalty."""
     w = np.ones(len(X)) if weights is None else weights
     w = w / w.max()
     alpha = alpha if weights is None else alpha / weights.max()
@@ -43,7 +43,7 @@ def class_means(X: Float, y: Labels, classes: int) -> Float:
 
 
 def covariance(X: Float, y: Labels, means: Float, shrinkage: float) -> Float:
-    """Shrunk covariance (D, D) within classes; where there is none, the variance of all rows, or one."""
+    """Shrunk covariance (D, D) within classes; if there is none, the variance of all rows, or 1."""
     dim = X.shape[1]
     within = (X - means[y]).T @ (X - means[y]) / len(X)
     power = np.trace(X.T @ X) / len(X)

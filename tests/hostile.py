@@ -1,4 +1,4 @@
-"""Hostile inputs for every door of the command line, and a runner that holds each to the rules.
+"""Hostile inputs for all parts of the command line, and a runner that checks the rules for each.
 
 ``python tests/hostile.py FOLDER [EVERY [FIRST]]`` runs every EVERY-th case in this process and prints one JSON object
 a case: its name, exit code, seconds, peak memory and what broke a rule, if anything did.
@@ -45,7 +45,7 @@ TINY = Path(__file__).parents[1] / "featcache" / "encoders" / "tiny"
 
 @dataclasses.dataclass
 class Case:
-    """A command line, with the environment that it runs in."""
+    """A command line and its environment."""
 
     name: str
     words: list[str]
@@ -69,14 +69,14 @@ WORDS = (
     "../..",
     "\x1b[2J",
 )
-"""What a flag may be given."""
+"""Values given to flags."""
 VALUES: tuple[Any, ...] = (None, True, "x", "", -1, 0, 1.5, 10**30, float("nan"), [], [[]], {}, {"a": [1]}, ["x"])
-"""What a field of a JSON file may hold."""
+"""Values put into fields of JSON files."""
 MISSING = object()
 
 
 def contents(good: bytes) -> dict[str, bytes]:
-    """Files of no, damaged, cut and foreign content."""
+    """Empty, damaged, truncated and foreign files."""
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}))
@@ -122,7 +122,7 @@ def _safetensors(tensors: dict[str, list[int]], data: bytes) -> bytes:
 
 
 class Corpus:
-    """Cases, and the good things that they are made from, in one folder."""
+    """All cases and the valid files that they are made from, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.number = folder, 0
@@ -158,7 +158,7 @@ class Corpus:
         shutil.copytree("cache", "sound")
 
     def restore(self, verb: str) -> None:
-        """The stores as they were, after a case of a verb that changes them."""
+        """Restore the stores after a verb that changes them."""
         if verb in ("rename", "relabel", "rm", "gc", "verify"):
             shutil.rmtree("cache", ignore_errors=True)
             shutil.copytree("sound", "cache")
@@ -171,7 +171,7 @@ class Corpus:
         return str(path)
 
     def cases(self) -> Iterator[Case]:
-        """All cases, door by door."""
+        """All cases."""
         for door in (
             self.checkpoints,
             self.model_folders,
@@ -194,7 +194,7 @@ class Corpus:
                 yield dataclasses.replace(case, name=f"{door.__name__}: {case.name}")
 
     def checkpoints(self) -> Iterator[Case]:
-        """Files where a checkpoint or a head belongs."""
+        """Other files instead of checkpoints and heads."""
         doors: dict[str, Callable[[str], list[str]]] = {
             "pretrained": lambda f: ["encode", "digits", "--split", "val", "--model", PRETRAINED, "--pretrained", f],
             "text": lambda f: ["text", "digits", "--model", PRETRAINED, "--pretrained", f],
@@ -328,7 +328,7 @@ class Corpus:
             yield Case(f"grid {text}", [*words, "--grid", text])
 
     def recipes(self) -> Iterator[Case]:
-        """Recipes with words, lists, tables and dates where numbers belong."""
+        """Recipes with words, lists, tables and dates instead of numbers."""
         from ft.training.options import FinetuneOptions
 
         odd = (
@@ -456,7 +456,7 @@ class Corpus:
     SLOW: Mapping[str, tuple[str, ...]] = {"demo": (), "generate": ()}
 
     def flags(self) -> Iterator[Case]:
-        """Every flag of every verb, with words that it does not expect."""
+        """Every flag of every verb, with unexpected values."""
         for verb, (module, _) in VERBS.items():
             parser = ArgumentParser()
             import_module(module).add_arguments(parser)
@@ -591,7 +591,7 @@ class Corpus:
                 yield Case(f"{door} {place}", words(place))
 
     def evaluated(self) -> list[str]:
-        """The start of an evaluation."""
+        """First words of an evaluation."""
         return ["evaluate", "ridge.safetensors", "--on", "digits/test", "--results", "rows.jsonl"]
 
     def data(self) -> Iterator[Case]:
@@ -659,7 +659,7 @@ class Corpus:
                 yield Case(f"source {source}{shown(word)[:20]}", ["encode", f"{source}{word}", "--quiet"])
 
     def foreign(self) -> Iterator[Case]:
-        """Features that others computed."""
+        """Imported features."""
         good = {".npz": io.BytesIO(), ".npy": io.BytesIO(), ".pt": io.BytesIO()}
         features, labels = np.ones((4, 3), np.float32), np.arange(4)
         np.savez(good[".npz"], features=features, labels=labels)
@@ -684,7 +684,7 @@ class Corpus:
             yield Case(f"scale {scale}", ["import", "out.csv", *imported, "--logit-scale", scale])
 
     def folders(self) -> Iterator[Case]:
-        """Folders of features in the formats of other programs, with one file damaged, gone or odd."""
+        """Folders of features in formats of other programs, with one file damaged, missing or odd."""
         for kind in FOLDERS:
             good = self.folder / f"good-{kind}"
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -716,7 +716,7 @@ class Corpus:
         return ["import", str(folder), "--encoder-name", "m", "--name", "n", "--split", "test"]
 
     def packed(self) -> Iterator[Case]:
-        """Packed stores that are damaged, lead elsewhere, or hold something else."""
+        """Packed stores that are damaged, point outside, or hold something else."""
         good = Path("packed.tar").read_bytes()
         found = {**contents(good), **odd_archives(good)}
         for number, (what, content) in enumerate(found.items()):
@@ -758,7 +758,7 @@ class Corpus:
             yield Case(f"parquet {what}", labelled(f"{self.file(table, '.parquet')},labels=label,path=image_path"))
 
     def places(self) -> Iterator[Case]:
-        """Pipes that nobody writes to, devices without end, folders and links to nowhere, where a file belongs."""
+        """Pipes without writers, endless devices, folders and dangling links instead of files."""
         imported = ["import", "out.csv", "--encoder-name", "m", "--name", "n"]
         doors: dict[str, tuple[str, Callable[[str], list[str]]]] = {
             "unpack": (".tar", lambda f: ["unpack", f]),
@@ -871,7 +871,7 @@ def tagged(folder: Path) -> str:
 
 
 def odd_json(content: bytes) -> dict[str, bytes]:
-    """A JSON object with each of its fields replaced, or left out; nothing of other content."""
+    """A JSON object with each field replaced or removed in turn; nothing for other content."""
     try:
         record = json.loads(content)
     except ValueError:
@@ -1009,7 +1009,7 @@ def changed(record: Any, path: tuple[str, ...], value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value, for the name of a case."""
+    """A value as part of a case's name."""
     return "missing" if value is MISSING else ascii(value)
 
 
@@ -1053,13 +1053,13 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def npy_header(text: str) -> bytes:
-    """A numpy file of a header alone."""
+    """A numpy file with only a header."""
     padded = text.encode() + b" " * (53 - len(text) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded
 
 
 def arrays() -> dict[str, tuple[bytes, bytes]]:
-    """Images and labels of the source of numpy files."""
+    """Images and labels for the numpy source."""
     images, labels = npy(np.zeros((2, 4, 4, 3), np.uint8)), npy(np.arange(2))
     huge = npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 999, 999, 3), }")
     found = {f"images {what}": (content, labels) for what, content in contents(images).items()}
@@ -1101,17 +1101,17 @@ def pictures() -> dict[str, bytes]:
 
 
 class Late(BaseException):
-    """A case that does not end."""
+    """A case exceeded its time."""
 
 
 def used_time() -> float:
-    """Seconds of processor time of this process and its children."""
+    """CPU seconds of this process and its children."""
     return sum(os.times()[:4])
 
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """No more than `SECONDS` of time and `NBYTES` of new memory in the block."""
+    """Limit the block to `SECONDS` of time and `NBYTES` of additional memory."""
 
     def late(*_: object) -> None:
         raise Late(f"over {6 * SECONDS} s")
@@ -1133,7 +1133,7 @@ def limited() -> Iterator[None]:
 
 
 def peak() -> int:
-    """Most bytes of memory that were resident since the last call."""
+    """Peak resident memory in bytes since the last call."""
     status = Path("/proc/self/status").read_text()
     high = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     Path("/proc/self/clear_refs").write_text("5")
@@ -1141,12 +1141,12 @@ def peak() -> int:
 
 
 def resident() -> int:
-    """Bytes of memory that are resident."""
+    """Resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def run(case: Case) -> dict[str, Any]:
-    """Run a case; ``broken`` says which rule it broke, if any."""
+    """Run a case; ``broken`` names the rule it broke, if any."""
     out, err = (
         io.TextIOWrapper(io.BytesIO(), "utf-8"),
         io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace"),

@@ -103,13 +103,13 @@ def record(content: bytes) -> bytes:
 
 
 def masked(content: bytes) -> bytes:
-    """The masked checksum of some bytes."""
+    """The masked CRC of some bytes."""
     crc = crc32c(content)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def crc32c(content: bytes) -> int:
-    """Castagnoli's checksum, bit by bit."""
+    """CRC-32C, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in content:
         crc ^= byte

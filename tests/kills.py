@@ -59,15 +59,15 @@ ALL = "pictures/all"
 
 @dataclass(frozen=True)
 class Verb:
-    """A command line, what it writes, and what is there before it: a copy of another file or folder."""
+    """A command line, its outputs, and what exists before: a copy of another file or folder."""
 
     words: str
     writes: str
     copied: str = ""
     otherwise: str = ""
-    """What ends the work of a killed run that left nothing to name."""
+    """Command that finishes the work of a killed run."""
     code: int = 0
-    """The exit code of a run that does all its work."""
+    """Exit code of a complete run."""
 
 
 GOOD, AS_N = "--root good", "--encoder-name m --name n"
@@ -127,14 +127,14 @@ COMMANDS = {
     "convert to transformers": Verb("convert plain converted --to huggingface --overwrite", "converted", "plain"),
 }
 UNFINISHED = ("cache", "run")
-"""Places that are judged when they are finished: until then, other files say what they are."""
+"""Folders that are compared only when finished."""
 VOLATILE = {"provenance.json", "log.jsonl", "resume.safetensors", "options.json", "report.html", "report.md"}
-"""Files with times of day and durations."""
+"""Files that hold dates and durations."""
 DURATIONS = ("fit_seconds",)
 
 
 def setup(folder: Path) -> None:
-    """What the verbs read."""
+    """Inputs of the verbs."""
     os.chdir(folder)
     os.environ["FEATCACHE_ROOT"] = "cache"
     torch.set_num_threads(1)
@@ -197,7 +197,7 @@ def few_digits(spec: str, split: str) -> digits.DigitsDataset:
 
 @dataclass
 class Ending:
-    """When a run is ended: by which signal, at which write point, and how many seconds behind it."""
+    """When a run is ended: signal, write point, and seconds after it."""
 
     number: signal.Signals = signal.SIGKILL
     point: int = -1
@@ -205,7 +205,7 @@ class Ending:
 
 
 passed = mmap.mmap(-1, 8)
-"""How many write points the latest run has come to."""
+"""Number of write points that the latest run reached."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod")
 
@@ -285,7 +285,7 @@ def digest(content: bytes) -> str:
 
 
 def row(line: bytes) -> bytes:
-    """A line of results without durations; one that is cut stays as it is."""
+    """A line of results without durations; an incomplete line is unchanged."""
     if not line.endswith(b"\n"):
         return line
     record = {name: value for name, value in json.loads(line).items() if name not in DURATIONS}
@@ -293,12 +293,12 @@ def row(line: bytes) -> bytes:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file, or a folder above it, is one that a run fills before it gives it its name."""
+    """Whether a file is partial, or in a partial folder that gets its name when complete."""
     return any(part.endswith((".partial", ".tmp")) or part.startswith(".tmp") for part in path.parts)
 
 
 def left_over(process: int) -> list[str]:
-    """Claims and partial files of a process; those of killed ones are swept by the run that finishes."""
+    """Claims and partial files of a process; the run that finishes removes those of killed ones."""
     found = [path for path in Path().rglob("*") if not path.is_relative_to("pictures")]
     claims = [path for path in found if path.parent.name == "claims" and f"-{process}-" in path.read_text()]
     named = [path for path in found if is_temporary(path) and f"{process}" in str(path)]
@@ -317,7 +317,7 @@ def clear(places: Sequence[str]) -> None:
 
 
 class Trial:
-    """One verb: its undisturbed result, and runs that signals end."""
+    """One verb: its undisturbed result, and runs ended by signals."""
 
     def __init__(self, name: str) -> None:
         verb = COMMANDS[name]
@@ -343,7 +343,7 @@ class Trial:
             (shutil.copytree if Path(self.copied).is_dir() else shutil.copyfile)(self.copied, self.places[0])
 
     def disturb(self, ending: Ending) -> None:
-        """Start, end, and check what is there."""
+        """Start a run, end it, and check the files."""
         child = begin(self.words, ending)
         code, number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ending.number
         where = f"after {number.name} at write point {ending.point} of {self.points}"
@@ -363,7 +363,7 @@ class Trial:
                 self.broken.append(f"{self.name}: {path} has other bytes {where}")
 
     def resume(self, where: str) -> None:
-        """Run to the end on what is there; compare, and start afresh."""
+        """Run to completion on the existing files, compare, and reset."""
         code = finish(self.words)
         if code and self.otherwise:
             code = finish(self.otherwise)
@@ -375,7 +375,7 @@ class Trial:
             self.broken.append(f"{self.name}: {names[:5]} differ when run again {where}")
 
     def is_done(self) -> bool:
-        """Whether a verb that has nothing left to do (``rm``, ``rename``) has said so."""
+        """Whether a verb reported that nothing is left to do (``rm``, ``rename``)."""
         return bool(self.copied) and contents(self.places) == self.good
 
 
@@ -391,11 +391,11 @@ def at_points(number: signal.Signals, every: int, names: Sequence[str]) -> list[
 
 
 LEAST = 8
-"""Runs of a slow verb that each signal ends; the others make up the number."""
+"""Runs of a slow verb per signal; the others make up the total."""
 
 
 def at_random(kills: int, terms: int, seed: int, names: Sequence[str]) -> list[Trial]:
-    """Trials until so many runs were ended by each signal, one to three before a run to the end."""
+    """Repeat until each signal has ended a number of runs, with a complete run after one to three."""
     chance = random.Random(seed)
     trials = [Trial(name) for name in names]
     slow = 3 * sorted(trial.seconds for trial in trials)[len(trials) // 2]

@@ -1,4 +1,4 @@
-"""The tests' reference for logistic regression: scikit-learn's objective in float64, its optimum, its predictions."""
+"""Reference for logistic regression: scikit-learn's objective in float64, its optimum and predictions."""
 
 import warnings
 from typing import Any
@@ -26,7 +26,7 @@ def reference(X: Any, y: Any, C: float, fit_intercept: bool = True) -> LogisticR
 
 
 def assert_same_predictions(ours: Float, theirs: Float) -> None:
-    """Equal wherever the two best of the reference's logits differ by more than 1e-3."""
+    """Predictions are equal where the reference's two largest logits differ by more than 1e-3."""
     best = np.sort(theirs, axis=1)
     clear = best[:, -1] - best[:, -2] > 1e-3
     assert clear.mean() > 0.9

@@ -1,4 +1,4 @@
-"""What a page says of one head on one data set, against numpy on the features and labels of a store."""
+"""Check the page of one head on one data set against numpy on the features and labels of a store."""
 
 import re
 from collections import Counter

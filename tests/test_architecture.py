@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: layers and doors, sizes, names, and a light front door."""
+"""Rules of the code base: layers, sizes, names, and light imports."""
 
 import ast
 import re
@@ -77,7 +77,7 @@ def test_functions_have_few_parameters() -> None:
 
 
 def test_rooms_have_few_entries() -> None:
-    """A newcomer reads the names in a folder before anything else."""
+    """A room is read by the names in it."""
     folders = [
         path for package in PACKAGES for path in ((ROOT / package), *(ROOT / package).rglob("*/")) if path.is_dir()
     ]
@@ -111,7 +111,7 @@ def test_test_folders_hold_no_init() -> None:
 
 
 def test_unsafe_loading_is_not_used() -> None:
-    """But for one script, which only `featcache convert --trust` runs, in a process of its own; nobody imports it."""
+    """Except for one script, which `featcache convert --trust` runs in another process and nothing imports."""
     for path in sources():
         text = path.read_text()
         assert "formats.trusted" not in text, path
@@ -133,7 +133,7 @@ def test_importing_a_package_loads_nothing_heavy(heavy: str) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """Under half a second of processor time, which other work on the machine does not stretch."""
+    """Under half a second of CPU time, which does not depend on other load."""
     command = [sys.executable, "-m", "featcache", "--help"]
     seconds: list[float] = []
     while len(seconds) < 5 and min(seconds, default=1) >= 0.5:

@@ -1,4 +1,4 @@
-"""The main road as a user walks it: README, command line, refusals, demo, wheel."""
+"""The main workflow of a user: README, command line, errors, demo, wheel."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ SHIFTS = ("sketch", "inverted", "noisy", "rotated", "lowres")
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The demo in an empty root: the root, and what the demo answers."""
+    """The demo in an empty root: the root, and the demo's output."""
     root, said = tmp_path_factory.mktemp("root"), io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(["demo", "--root", str(root), "--output", str(root.parent / f"{root.name}-demo"), "--json"]) == 0

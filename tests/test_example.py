@@ -1,4 +1,4 @@
-"""examples/featcache_in_one_file.py, which says in plain code what the library does, gives the library's results."""
+"""examples/featcache_in_one_file.py, the library's main job in plain code, gives the library's results."""
 
 import runpy
 import subprocess
@@ -93,7 +93,7 @@ def test_it_is_short_and_runs(folders: dict[str, Path], tmp_path: Path) -> None:
     ("script", "least"), [("probe", 0.95), ("robustness", 0.9), ("own_model", 0.7), ("own_features", 0.9)]
 )
 def test_the_notebooks_run(script: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each from its first cell to its last in an empty folder, and the accuracy that it prints is a good one."""
+    """Each notebook runs in an empty folder and prints a good accuracy."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "cache"))
     scope = runpy.run_path(str(EXAMPLE.parent / f"{script}.py"))

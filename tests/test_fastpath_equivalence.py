@@ -105,7 +105,7 @@ def test_leave_one_out_with_clustered_eigenvalues(spread: float, dtype: Any) -> 
 
 
 def test_leave_one_out_with_steep_rows_and_exact_fits() -> None:
-    """Rows that alone determine a weight, and targets that are fitted exactly, go to float64 by themselves."""
+    """Rows that alone determine a weight, and targets fitted exactly, fall back to float64."""
     rng = np.random.default_rng(0)
     X = np.vstack([unit_rows(rng, 400, 20, 1.0).astype(np.float64), 50 * np.eye(20)[:6]])
     y = rng.integers(0, 3, len(X))
@@ -179,7 +179,7 @@ def test_logits_along_an_interpolation(seed: int, n: int, n_classes: int, alphas
 def test_logits_along_an_interpolation_with_missing_classes(
     seed: int, n: int, n_classes: int, alphas: list[float]
 ) -> None:
-    """Where one end alone knows a class, it keeps that end's logit relative to the classes that both know."""
+    """A class that only one end knows keeps that end's logit relative to the classes that both know."""
     rng = np.random.default_rng(seed)
     names, X = tuple(map(str, range(n_classes))), unit_rows(rng, n, 8, 1.0)
     absent = [rng.random(n_classes) < 0.4 for _ in range(2)]

@@ -265,7 +265,7 @@ convert not.txt out --base tiny | not.txt
 
 
 def rows() -> list[tuple[int, str, list[str]]]:
-    """Exit code, command line and words of every mistake."""
+    """Exit code, command line and expected words of every mistake."""
     found = []
     for line in MISTAKES.strip().splitlines():
         command, _, words = line.partition(" | ")
@@ -299,7 +299,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def listed() -> list[str]:
-    """What the working directory holds, but for the folder of a run, which is made before the model is loaded."""
+    """Content of the working directory, except for the folder of a run, which is made before the model is loaded."""
     return sorted(set(os.listdir()) - {"run"})
 
 

@@ -1,4 +1,4 @@
-"""Runs the Triton kernel without a GPU, in a process of its own: interpreted (on a CPU), or compiled only.
+"""Run the Triton kernel without a GPU, in another process: interpreted on a CPU, or only compiled.
 
     python tests/triton_on_host.py interpret     # a JSON object: case -> "" or what was wrong
     python tests/triton_on_host.py compile       # a JSON object: shape -> what the compiler made of it
@@ -180,7 +180,7 @@ def built(source: Any, options: dict[str, int]) -> tuple[Any, dict[str, str], st
 
 
 def hottest(code: str) -> list[str]:
-    """The stretch without branches or labels that holds most exponentials, as machine instructions."""
+    """The basic block with most exponentials, as machine instructions."""
     stretches: list[list[str]] = [[]]
     for line in code.splitlines():
         if line.startswith(".L_"):

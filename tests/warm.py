@@ -46,7 +46,7 @@ def warm_featcache(folder: Path) -> Iterator[Path]:
 
 
 def call(address: str, arguments: list[str]) -> int:
-    """Have the command run by a fork of the server; hand on signals, and return its exit code."""
+    """Run the command in a fork of the server; forward signals, and return the exit code."""
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(address)
         for number in SIGNALS:
@@ -76,7 +76,7 @@ def serve(address: str) -> None:
 
 
 def answer(link: socket.socket) -> None:
-    """One call: the work in a fork of its own, beside a thread that hands on signals."""
+    """Serve one call: work in a fork, with a thread that forwards signals."""
     size, files, _, _ = socket.recv_fds(link, 4, 3)
     request = b""
     while len(request) < int.from_bytes(size, "big"):
@@ -109,7 +109,7 @@ def answer(link: socket.socket) -> None:
 
 
 def work(arguments: list[str]) -> None:
-    """What ``featcache ARGUMENTS`` does in a process of its own."""
+    """Run ``featcache ARGUMENTS`` in a separate process."""
     from featcache.cli.main import main
 
     sys.argv = ["featcache", *arguments]

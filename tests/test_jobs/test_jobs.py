@@ -1,4 +1,4 @@
-"""The fifteen jobs of a new user: README's commands in a clean folder, at most four each, and what they leave."""
+"""Fifteen jobs of a new user: README's commands in a clean folder, at most four each, and their results."""
 
 import json
 import os
@@ -21,7 +21,7 @@ import featcache
 
 __all__ = ["scratch"]  # a fixture
 DATA = {"pets", "flat", "lists", "npz", "shards", "scans", "python-held", "digits-stores"}
-"""What a user has before the first command; nothing that featcache made, but for the digits that it holds."""
+"""Files of a user before the first command; nothing made by featcache except the built-in digits."""
 
 
 def last_row() -> dict[str, float]:
@@ -127,7 +127,7 @@ def test_the_job_gets_done(
 
 @pytest.mark.nightly
 def test_an_interrupted_encode_reports_what_is_kept_and_resumes(tmp_path: Path) -> None:
-    """Ctrl-C in the middle: the chunks that it names are there, and the next run encodes only the others."""
+    """After Ctrl-C the chunks in its message exist, and the next run encodes only the others."""
     class_folders(tmp_path / "pets" / "train", each=600)
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""What comes in is bounded before it is allocated or opened; the row is named, and counted by --max-bad."""
+"""Inputs are bounded before anything is allocated or opened; a bad row is named, and counted by --max-bad."""
 
 import io
 import os
@@ -132,7 +132,7 @@ PIPED = {
 
 @pytest.mark.parametrize("name", PIPED)
 def test_a_pipe_or_a_device_is_not_opened(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Opening a pipe that nobody writes to would wait for ever; a device has no end."""
+    """Opening a pipe without a writer would block for ever, and a device has no end."""
     os.chdir(tmp_path)
     Path("x.csv").write_text("id,label,class,f0\na,0,cat,1\n")
     os.mkfifo(name)
@@ -179,7 +179,7 @@ def test_files_opened_by_the_shell_are_read() -> None:
 
 @pytest.mark.nightly
 def test_too_few_file_descriptors_are_not_blamed_on_the_images(tmp_path: Path) -> None:
-    """Not counted as unreadable rows, however many are allowed; one line names the remedy."""
+    """They are not counted as unreadable rows, whatever --max-bad is; one line names the remedy."""
     data = write_pictures(tmp_path / "pictures")
     script = (
         "import os, resource, sys\n"

@@ -1,4 +1,4 @@
-"""Hostile inputs at every door: no traceback, one line, within time and memory (see `hostile`)."""
+"""Hostile inputs to every entry point: no traceback, one line, within time and memory (see `hostile`)."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = HERE.parents[2]
 
 
 def results(folder: Path, every: int, first: int) -> list[dict[str, object]]:
-    """What `hostile` says of every `every`-th case, run in a process of its own."""
+    """Results of `hostile` for every `every`-th case, run in another process."""
     paths = os.pathsep.join(map(str, (HERE.parents[1], ROOT)))
     command = [sys.executable, str(HERE.parents[1] / "hostile.py"), str(folder), str(every), str(first)]
     run = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)

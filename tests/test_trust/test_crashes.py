@@ -18,7 +18,7 @@ FAULTS = ("failed", "lost", "repeated", "delayed")
 
 
 def reads_right(job: Job, versions: int = 1) -> bool:
-    """Whether a reader gets the right rows; an error of ours gives False."""
+    """Whether a reader gets the right rows; False for one of our errors."""
     checks.forget()
     try:
         store = job.open()
@@ -68,7 +68,7 @@ def test_a_power_cut_at_any_point_loses_no_finished_store_and_shows_no_wrong_row
 
 
 def test_names_that_are_not_synced_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bench can fail: without syncs of folders, a finished store is lost."""
+    """The test can fail: without syncing folders, a finished store is lost."""
     from featcache.store.places import local
 
     monkeypatch.setattr(local, "sync_folder", lambda folder: None)
@@ -85,7 +85,7 @@ def test_ten_thousand_power_cuts() -> None:
 
 
 def faulty_run(at: int, fault: str, delay: int, *, drifts: bool) -> None:
-    """Runs until one finishes, where request `at` goes wrong; late requests land on the way or at the end."""
+    """Run until one run finishes, with a fault at request `at`; late requests arrive in between or at the end."""
     bucket = Bucket(at, fault, delay)
     root = BucketPath(bucket, ROOT)
     with running_on(None):

@@ -23,14 +23,14 @@ from featcache.store.layout import same_metadata
 from featcache.store.reading import checks
 
 SECONDS = 8.0
-"""What `make test` takes of each bench, with damages drawn at random."""
+"""Cases of each bench in `make test`, drawn at random."""
 LONG = float(os.environ.get("FEATCACHE_TEST_SECONDS", 900))
-"""What the nightly bench takes of each world, at most."""
+"""Most cases of each world in the nightly tests."""
 UNDETECTED = ("names/", "claims/")
-"""Empty files that nobody reads."""
+"""Empty files that are never read."""
 
 UNREADABLE = ("(damaged)", "(unfinished)", "(other version)")
-"""How a listing names stores that cannot be read."""
+"""Names of unreadable stores in listings."""
 
 Damaged = tuple[Path, str, bytes | None]
 
@@ -56,7 +56,7 @@ def apply(file: Path, content: bytes | None) -> None:
 
 
 def outcome(world: World, name: str) -> tuple[str, object]:
-    """What a reader returns, or says."""
+    """Result of a reader, or its error."""
     try:
         return "returned", plain(world.reads[name]())
     except FeatcacheError as error:
@@ -79,7 +79,7 @@ def breaks_the_rule(name: str, file: Path, found: tuple[str, object], sound: tup
 
 
 def run_bench(world: World, seconds: float | None = None) -> tuple[int, Counter[str], list[str]]:
-    """Accesses, outcomes, and what broke the rule; all of them, or drawn at random for some seconds."""
+    """Accesses, outcomes and violations: of all cases, or of random ones for some seconds."""
     sound = {name: outcome(world, name) for name in world.reads}
     failed = {name: value for name, (kind, value) in sound.items() if kind != "returned"}
     assert not failed, failed
@@ -149,7 +149,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 
 def says_the_same(content: bytes | None, before: bytes) -> bool:
-    """Whether two JSON files differ in white space, or in empty fields that some versions of zarr leave out."""
+    """Whether two JSON files differ only in white space, or in empty fields that some versions of zarr omit."""
     return content is not None and same_metadata(content, before)
 
 

@@ -50,7 +50,7 @@ from heads.report.read import read_rows
 from heads.sweeps.plan import read_plan
 
 SECONDS = float(os.environ.get("FEATCACHE_TEST_SECONDS", 3600)) / 22
-"""Of each of the tests, in the nightly profile: an hour in all."""
+"""Seconds per test in the nightly profile: an hour in all."""
 QUIET: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 JSON = st.recursive(
@@ -62,7 +62,7 @@ Test = Callable[..., None]
 
 
 def fuzzed(examples: int = 40, **inputs: Any) -> Callable[[Test], Test]:
-    """A test of random inputs: so many examples, or under the nightly profile as many as `SECONDS` allow."""
+    """A test on random inputs: a number of examples, or in the nightly profile as many as `SECONDS` allow."""
 
     def decorated(test: Test) -> Test:
         def run(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def fuzzed(examples: int = 40, **inputs: Any) -> Callable[[Test], Test]:
 
 @contextlib.contextmanager
 def refused(*kinds: type[Exception]) -> Iterator[None]:
-    """An error of ours is right, if it says something; the command line makes it one line, escaped."""
+    """Our errors are right if they have a message; the command line escapes it to one line."""
     try:
         yield
     except (FeatcacheError, *kinds) as error:
@@ -96,7 +96,7 @@ def refused(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def damaged(good: bytes) -> st.SearchStrategy[bytes]:
-    """Good content with bytes replaced, cut out and put in."""
+    """Valid content with bytes replaced, deleted and inserted."""
 
     def apply(changes: list[tuple[int, int, bytes]]) -> bytes:
         content = good
@@ -110,7 +110,7 @@ def damaged(good: bytes) -> st.SearchStrategy[bytes]:
 
 
 def replaced(good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """A good record with values replaced by others, at any depth."""
+    """A valid record with values replaced, at any depth."""
     places: list[tuple[str, ...]] = []
 
     def collect(record: dict[str, Any], above: tuple[str, ...]) -> None:
@@ -284,7 +284,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_manifests_are_read_or_refused(tmp_path: Path, manifest: dict[str, Any]) -> None:
-    """With a digest that is right: what another program wrote, not what a disk damaged."""
+    """With a correct digest, as if written by another program rather than damaged on disk."""
 
     @fuzzed(60, record=replaced({name: value for name, value in manifest.items() if name != "digest"}))
     def test(folder: Path, record: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ HEAD_TABLE: dict[str, tuple[str, dict[str, Any], Truth]] = {
 }
 
 RATES = np.r_[1e-5, [(1 + np.cos(np.pi * epoch / 10)) / 20 for epoch in range(9)]]
-"""Of ten epochs of CLAP and TaskRes, from 0.1."""
+"""Learning rates of ten epochs of CLAP and TaskRes, from 0.1."""
 HEAD_TABLE |= {
     "clap": (
         "clap",
@@ -175,11 +175,11 @@ HEAD_TABLE |= {
 }
 
 COSINE_RATES = (1 + np.cos(np.pi * np.arange(20) / 20)) / 2
-"""Of 20 updates without a warm-up, from 1."""
+"""Learning rates of 20 updates without warm-up, from 1."""
 
 
 def standardised(truth: Truth) -> Truth:
-    """The truth of a head that is fitted on standardised features."""
+    """Reference for a head that is fitted on standardised features."""
 
     def made(head: Any, X: np.ndarray, y: np.ndarray, text: np.ndarray) -> Logits:
         from sklearn.preprocessing import StandardScaler
@@ -233,7 +233,7 @@ HEAD_TABLE |= {
 
 
 def deviations(wide: np.ndarray) -> np.ndarray:
-    """Standard deviation of each column; 1 of a constant one."""
+    """Standard deviation of each column; 1 for constant columns."""
     from sklearn.preprocessing import StandardScaler
 
     return np.asarray(StandardScaler().fit(wide).scale_)
@@ -277,12 +277,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("adamw", "1e30"): "gradient overflows float32",
     ("adamw", "3e38"): "gradient overflows float32",
 }
-"""What each head says of inputs that it does not take; it is right on all others."""
+"""Errors of each head on inputs that it refuses; on all others it must be right."""
 CHAOTIC = {("adamw", "large constant column"), ("taskres", "common offset")}
-"""Trainings whose steps multiply every rounding: finite is all that can be asked."""
+"""Training that amplifies every rounding error: results only have to be finite."""
 CHAOTIC |= {("sgd", "large constant column"), ("cosine", "common offset")}
 CHAOTIC |= {("em_dirichlet", what) for what in ("float16 limits", "1e18", "1e30", "one row many times", "one row")}
-"""Rows that are all alike, or certain: no Dirichlet is the likeliest."""
+"""Rows that are all equal, or certain: the Dirichlet likelihood has no maximum."""
 
 
 def text_of(X: np.ndarray, y: np.ndarray) -> LinearHead:
@@ -291,7 +291,7 @@ def text_of(X: np.ndarray, y: np.ndarray) -> LinearHead:
 
 
 def fitted(name: str, parameters: dict[str, Any], X: np.ndarray, y: np.ndarray, text: LinearHead) -> list[np.ndarray]:
-    """The estimator, and probabilities of the training rows by it and by the head that is saved."""
+    """The estimator, and probabilities of the training rows from it and from the saved head."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         head = HEADS[name](**parameters)
@@ -300,7 +300,7 @@ def fitted(name: str, parameters: dict[str, Any], X: np.ndarray, y: np.ndarray, 
 
 
 def check_refusal(error: HeadError, words: str = "", *, allowed: bool = True) -> None:
-    """One line that says so, where inputs are beyond what a head takes."""
+    """One line of error for inputs outside the range of a head."""
     assert allowed
     assert re.search(words, str(error))
     assert len(str(error).splitlines()) == 1
@@ -353,7 +353,7 @@ def test_ridge_regression_is_right_at_every_alpha(what: str, alpha: float) -> No
 @pytest.mark.parametrize("alpha", [1e-12, 1.0, 1e6])
 @pytest.mark.parametrize("low", [1e-30, 1e-12, 1e12])
 def test_weights_of_all_sizes(low: float, alpha: float) -> None:
-    """Weights from `low` to 1e30 / low beside each other: as rows scaled by their roots."""
+    """Weights from `low` to 1e30 / low together: the same as rows scaled by their square roots."""
     X, y = rows()
     weights = np.where(np.arange(60) % 2 > 0, low, 1.0)
     head = HEADS["ridge"](alphas=[alpha], cv=3).fit(X, y, sample_weight=weights)
@@ -365,7 +365,7 @@ def test_weights_of_all_sizes(low: float, alpha: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
 def test_equal_weights_of_any_size_change_nothing_but_the_penalty(scale: float) -> None:
-    """Weights s and alpha s give the weights of 1 and alpha."""
+    """Row weights s with alpha s give the same head as weights 1 with alpha."""
     X, y = rows()
     plain = HEADS["ridge"](alphas=[1.0], cv=3).fit(X, y)
     scaled = HEADS["ridge"](alphas=[scale], cv=3).fit(X, y, sample_weight=np.full(len(y), scale))
@@ -376,7 +376,7 @@ def test_equal_weights_of_any_size_change_nothing_but_the_penalty(scale: float) 
 
 @pytest.mark.parametrize("name", ["ridge", "logistic", "nearest_mean", "discriminant", "knn", "adamw", "gda"])
 def test_labels_missing_in_folds(name: str) -> None:
-    """Classes of one row are in no fold but their own, and one class has no row at all."""
+    """Classes of one row are in a single fold, and one class has no rows."""
     X, y = rows(40, 2)
     y = y.copy()
     y[:3] = [2, 3, 5]  # 4 is missing
@@ -406,7 +406,7 @@ def test_a_missing_class_never_wins_however_far_the_row_is() -> None:
 )
 @pytest.mark.parametrize("standardise", [False, True])
 def test_logistic_is_no_worse_than_float64(what: str, C: float, standardise: bool) -> None:
-    """The penalised objective, in float64, against that of L-BFGS from several starts; or refused by name."""
+    """The penalised objective in float64 against that of L-BFGS from several starts; or refused."""
     from scipy.optimize import minimize
     from scipy.special import logsumexp
 
@@ -646,7 +646,7 @@ MULTILABEL_REFUSED = {"nan": "hold NaN or infinity", "inf": "hold NaN or infinit
 
 
 def targets_of(y: np.ndarray) -> np.ndarray:
-    """Three questions: the class, its parity, and one that is known on half of the rows."""
+    """Three targets: the class, its parity, and one that is known for half of the rows."""
     third = np.where(np.arange(len(y)) % 4 > 1, np.arange(len(y)) % 2, -1)
     return np.stack([y == 0, y % 2, third], axis=1).astype(np.int8)
 
@@ -741,7 +741,7 @@ def test_multilabel_zero_shot_is_cosines(scale: float) -> None:
 
 @pytest.mark.parametrize("what", INPUTS)
 def test_the_attentive_probe_is_its_formula_or_refuses(what: str) -> None:
-    """Tokens of every size: the fitted head's logits, in float64, and finite probabilities."""
+    """Tokens of all magnitudes: the fitted head's logits in float64, and finite probabilities."""
     X, y = INPUTS[what]()
     tokens = np.stack([X, X[::-1]], axis=1)
     with warnings.catch_warnings(), np.errstate(all="ignore"):

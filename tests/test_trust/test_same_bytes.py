@@ -1,4 +1,4 @@
-"""Written twice, a file has the same bytes: whoever compares digests of files finds what changed, and nothing else."""
+"""A file written twice has the same bytes, so that digests of files show real changes and nothing else."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a run with one line, its exit code, claims given back, and nothing wrong on the disk."""
+"""SIGTERM and SIGHUP end a run with one line, its exit code, released claims, and valid files."""
 
 import os
 import signal

@@ -116,7 +116,7 @@ def full(*_: object) -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file of a target can be synced: its last bytes find no room."""
+    """Syncing a file fails: there is no space for its last bytes."""
     monkeypatch.setattr(targets, "synced", True)
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(os, "write", lambda *_: 3)
@@ -178,7 +178,7 @@ def test_a_new_folder_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_interrupted_change_of_folders_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system cannot exchange two names at once."""
+    """On systems that cannot exchange two names atomically."""
     out, moves = tmp_path / "model", []
     out.mkdir()
     (out / "config.json").write_text("old")
@@ -200,7 +200,7 @@ def test_an_interrupted_change_of_folders_is_undone(tmp_path: Path, monkeypatch:
 
 
 def test_exports_keep_their_bytes(place: Path) -> None:
-    """npy files are those of numpy's own writer."""
+    """npy files equal those that numpy writes."""
     from featcache.store import find_store
 
     assert main(["export", "fake/train", "out"]) == 0

@@ -23,7 +23,7 @@ CLASSES = ["aircraft_carrier", "The_Eiffel_Tower", "zebra"]
 
 
 def crc32c(content):
-    """Castagnoli's checksum, bit by bit."""
+    """CRC-32C, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in content:
         crc ^= byte
