@@ -1,7 +1,7 @@
 """End-to-end fine-tuning: objectives, regularisers, schedules, weight averages and weight-space ensembles.
 
 A trained model is written to a model folder (`ft.checkpoints.folder`), and encoded and evaluated like any other. The
-public names are those of ft/api.py, imported on first use.
+public names are those in ft/api.py, imported on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""Training in several processes: the role of each, gradients averaged, and the rows of all processes in one tensor.
+"""Training in several processes: ranks, averaged gradients, and gathered rows.
 
-``torchrun --nproc-per-node 2 -m featcache finetune ...`` starts the processes. Each takes its share of every batch;
-after the backward pass gradients are averaged in buckets, so that every process makes the same update.
+``torchrun --nproc-per-node 2 -m featcache finetune ...`` starts the processes. Each takes its share of every batch.
+After the backward pass gradients are averaged in buckets, so that all processes make the same update.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,16 +15,16 @@ import torch.distributed as dist
 
 from featcache.processes import checked_device, local_device, process_group, rank_and_size, wait
 
-BUCKET = 2**22  # elements of one all-reduce: large enough for the network, small next to the model
+BUCKET = 2**22  # elements per all-reduce: large for the network, small compared to the model
 PATIENCE = timedelta(hours=24)
-"""How long processes wait for each other. While the first encodes the training split for a probe (LP-FT) or makes a
-bank of texts, all others wait for hours; torch's defaults are 10 (nccl) and 30 (gloo) minutes.
+"""Timeout of collective operations. Others may wait for hours while the first process encodes the training split for a
+probe (LP-FT) or a bank of texts; torch's defaults are 10 (nccl) and 30 (gloo) minutes.
 """
 
 
 @dataclass(frozen=True)
 class Place:
-    """Rank of a process, number of processes, and the device that this process computes on."""
+    """Rank of a process, number of processes, and its device."""
 
     rank: int
     world: int
@@ -37,7 +37,7 @@ class Place:
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """Run the block in the first process, then in all others, which find what it has put into the cache."""
+        """Run the block in the first process, then in all others, which find its results in the cache."""
         if not self.first:
             wait()
         yield
@@ -51,7 +51,7 @@ def processes(device: str | None = None) -> Iterator[Place]:
 
     Parameters
     ----------
-    device : default: ``cuda`` where CUDA is available, else ``cpu``; ``cuda`` is the card of the local rank
+    device : default: ``cuda`` if available, else ``cpu``; ``cuda`` is the GPU of the local rank
     """
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = local_device(default if device is None else checked_device(device))
@@ -102,14 +102,14 @@ def largest(values: torch.Tensor) -> torch.Tensor:
 def gather(rows: torch.Tensor) -> torch.Tensor:
     """Rows (n_r, ...) of all processes as one tensor (sum of n_r, ...), in rank order; `rows` itself in one process.
 
-    A loss over gathered rows is the same number on every process. The backward pass sums its gradient over the
-    processes before it returns to each its own rows. Averaging the parameters' gradients over the processes then gives
-    exactly the gradient of that one loss, as if one process had held the whole batch.
+    A loss over gathered rows has the same value on every process. The backward pass sums its gradient over processes
+    and returns to each the part of its own rows. Averaging the parameters' gradients over the processes then gives
+    exactly the gradient of that loss, as if one process held the whole batch.
 
     Parameters
     ----------
     rows : (n_r, ...) tensor
-        Processes may hold different numbers of rows (the end of an epoch).
+        Numbers of rows may differ between processes (at the end of an epoch).
     """
     _, world = rank_and_size()
     if world == 1:

@@ -184,7 +184,7 @@ def _dry_run(args: argparse.Namespace, options: FinetuneOptions) -> int:
         f"{format_bytes(plan.bytes_to_write)} to {args.out} in about {format_seconds(plan.seconds)}, "
         "without regularisers and evaluations"
     )
-    show(plan.to_dict(), text, args.json)
+    show(vars(plan), text, args.json)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from ft.generation import GenerateOptions, generate, load_style
     from ft.generation.diffusion import Painter
 
-    options = GenerateOptions(
-        **{name: getattr(args, name) for name in ("images", "seed", "guidance_scale", "steps", "height", "width")},
-        size=args.size,
-        batch_size=args.batch_size,
-    )
+    options = GenerateOptions(**{field.name: getattr(args, field.name) for field in fields(GenerateOptions)})
     share = Share.parse(args.shard) if args.shard else None
     style = load_style(args.style, args.styles)
     classes = _classes(args, style)

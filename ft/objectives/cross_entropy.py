@@ -1,5 +1,6 @@
 """Cross entropy of a head, with label smoothing."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -44,13 +45,14 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
     return F.cross_entropy(wide(logits), labels, label_smoothing=smoothing)
 
 
+@dataclass(frozen=True)
 class OverHead:
     """`cross_entropy` of a head's logits."""
 
     separable: ClassVar[bool] = True
 
-    def __init__(self, head: Head, smoothing: float) -> None:
-        self.head, self.smoothing = head, smoothing
+    head: Head
+    smoothing: float
 
     def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Objective`."""

@@ -1,7 +1,7 @@
 """Dry runs of fine-tuning: what a run would read, compute and write."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from featcache.encoders import encoder_for
 from featcache.encoding.augment import make_view
 from featcache.encoding.pipeline import default_workers
 from ft.checkpoints.parents import load_open_clip
-from ft.checkpoints.state import Json, State
+from ft.checkpoints.state import State
 from ft.distributed import Place
 from ft.training.data import few_shots, refuse_multilabel, training_batches
 from ft.training.options import FinetuneOptions
@@ -42,10 +42,6 @@ class FinetunePlan:
     trained_parameters: int
     bytes_to_write: int
     seconds: float
-
-    def to_dict(self) -> Json:
-        """JSON-able form."""
-        return asdict(self)
 
 
 def plan_finetuning(
