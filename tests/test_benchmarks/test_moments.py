@@ -16,7 +16,7 @@ def test_runs_small_and_writes_its_record(tmp_path: Path) -> None:
     assert len(record["bars"]) == 2
 
 
-def test_the_drawn_store_is_what_it_says(tmp_path: Path) -> None:
+def test_the_generated_store_matches_its_record(tmp_path: Path) -> None:
     store = bench_moments.drawn_store(tmp_path, 5000, 8, 3)
     X, y = store.numpy(np.float64)
     assert (X.shape, set(y.tolist())) == ((5000, 8), {0, 1, 2})

@@ -36,7 +36,7 @@ def test_equal_and_slightly_worse_ratios_pass(run) -> None:  # type: ignore[no-u
         assert "WORSE" not in out
 
 
-def test_a_missed_bar_is_told_and_is_no_regression(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_missed_bar_is_reported_but_is_not_a_regression(run) -> None:  # type: ignore[no-untyped-def]
     run(9.0, 1.1, "--update")
     status, out = run(9.0, 1.1)
     assert status == 0

@@ -1,4 +1,4 @@
-"""Public names are imported on first use, and submodules that need little import little."""
+"""Public names are imported on first use, and submodules import only what they need."""
 
 import importlib
 import os
@@ -32,14 +32,14 @@ def test_no_public_name_is_that_of_a_module(package: ModuleType) -> None:
     assert not {module.name for module in pkgutil.iter_modules(package.__path__)} & set(package.__all__)
 
 
-def test_heads_and_ft_answer_as_parts_of_featcache() -> None:
+def test_heads_and_ft_are_attributes_of_featcache() -> None:
     assert featcache.heads is heads
     assert featcache.ft is ft
     assert {"heads", "ft", "encode"} <= set(dir(featcache))
 
 
 @pytest.mark.parametrize("name", ["heads.py", "ft/__init__.py"])
-def test_a_file_that_takes_the_name_of_a_package_of_ours_is_named(name: str, tmp_path: Path) -> None:
+def test_a_file_that_shadows_a_package_is_named(name: str, tmp_path: Path) -> None:
     other = tmp_path / name
     other.parent.mkdir(exist_ok=True)
     other.write_text("answer = 42\n")
@@ -57,7 +57,7 @@ def test_a_file_that_takes_the_name_of_a_package_of_ours_is_named(name: str, tmp
         assert arguments[0] == "-c" or "Traceback" not in done.stderr
 
 
-def test_names_that_are_not_there() -> None:
+def test_unknown_names_raise_attribute_errors() -> None:
     with pytest.raises(AttributeError, match=r"module 'heads' has no attribute 'Rigde'"):
         heads.Rigde  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError):
@@ -66,14 +66,14 @@ def test_names_that_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("module", ["heads.kernels", "heads.kernels.cuda", "heads.kernels.triton"])
-def test_kernels_import_where_there_is_little_else(module: str) -> None:
+def test_kernels_import_with_few_libraries(module: str) -> None:
     """A machine with a GPU, torch, numpy, and none of what stores and heads need."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {module}"
     done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_gpu_tests_are_collected_where_there_is_little_else() -> None:
+def test_gpu_tests_are_collected_with_few_libraries() -> None:
     """torch, triton, cupy, numpy and pytest are enough for ``pytest -m gpu tests/test_gpu``."""
     arguments = ["--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu"]
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"

@@ -1,4 +1,4 @@
-"""What a notebook shows, by a kernel of its own."""
+"""Progress in a notebook, run by a real kernel."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Devices of ranks, and torch's two switches for TF32."""
+"""Devices of ranks, and torch's two settings for TF32."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def switches() -> Iterator[None]:
         ("4", "3", "cpu", "cpu"),
     ],
 )
-def test_cuda_is_the_card_of_the_local_rank(
+def test_cuda_is_the_gpu_of_the_local_rank(
     world: str | None, rank: str | None, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"WORLD_SIZE": world, "LOCAL_RANK": rank}.items():
@@ -60,7 +60,7 @@ def test_either_switch_is_read(switch: str, allowed: bool) -> None:
 
 
 @pytest.mark.usefixtures("switches")
-def test_full_float32_holds_inside_and_gives_the_switches_back() -> None:
+def test_full_float32_restores_the_settings() -> None:
     MATMUL.fp32_precision = "tf32"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     with full_float32():
@@ -71,7 +71,7 @@ def test_full_float32_holds_inside_and_gives_the_switches_back() -> None:
 
 
 @pytest.mark.usefixtures("switches")
-def test_the_switches_are_given_back_after_an_error() -> None:
+def test_full_float32_restores_the_settings_after_an_error() -> None:
     MATMUL.fp32_precision = "tf32"
     with pytest.raises(ZeroDivisionError), full_float32():
         raise ZeroDivisionError

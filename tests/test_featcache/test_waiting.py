@@ -1,4 +1,4 @@
-"""A run that waits for others says so after a while."""
+"""A run that waits for others reports it after a while."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from featcache import progress
 
 
-def test_what_is_waited_for_is_said_after_five_seconds_and_then_every_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_reported_after_five_seconds_and_then_every_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     now, said = [100.0], io.StringIO()
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     printed = progress.Printed(said)

@@ -1,4 +1,4 @@
-"""Colour on a terminal alone, and never against the reader's wish."""
+"""Colours on terminals only, and not under NO_COLOR."""
 
 import io
 import os
@@ -33,13 +33,13 @@ def test_the_best_of_a_row_is_bold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_no_colour_where_it_is_not_wanted(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_colour_in_files_or_under_no_color(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     assert coloured(TABLE, Terminal()) == TABLE
     assert coloured(TABLE, io.StringIO()) == TABLE
 
 
-def test_names_of_stores_bring_no_colours_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_in_store_names_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert coloured(printable("\x1b[31mcat"), Terminal()) == "\\x1b[31mcat"

@@ -62,7 +62,7 @@ def test_each_shell_completes_a_flag(shell: str, tmp_path: Path) -> None:
     assert done.stdout.split() == ["--precision", "--preprocess", "--pretrained"], done.stderr
 
 
-def test_doctor_says_what_is_there(
+def test_doctor_reports_versions_and_stores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""What ``doctor`` says of a folder of stores whose speed it cannot measure."""
+"""``doctor`` on folders whose write speed cannot be measured."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from featcache.cli.main import main
 
 
-def test_a_folder_that_is_not_there_is_no_unwritable_one(
+def test_doctor_tells_a_missing_folder_from_an_unwritable_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(["doctor", "--root", str(tmp_path / "none")])

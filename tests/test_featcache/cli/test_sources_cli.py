@@ -1,4 +1,4 @@
-"""New sources on the command line: collections by one command, metadata columns into the store and on to the groups."""
+"""Sources on the command line: a collection in one command, metadata columns in the store and in results by group."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_the_same_texts_under_another_name_say_which_name_stays(
     assert "texts/second@tiny: 2 classes x 1 prompt x 128, cache hit" in capsys.readouterr().out
 
 
-def test_a_store_that_another_name_made_says_so(
+def test_a_store_made_under_another_name_is_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
@@ -88,7 +88,7 @@ def animals(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_groups_travel_from_the_table_into_the_results(animals: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_group_columns_reach_the_results(animals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = f"table:{animals}/wild.csv"
     train, test = run(capsys, "encode", spec, "--split", "train", "test", "--quiet")
     store = open_image_store(test["store"])
@@ -115,7 +115,7 @@ def test_edited_metadata_is_noticed_and_taken_over_without_encoding(
     assert run(capsys, "encode", spec, "--split", "test", "--quiet")[0]["hit"]
 
 
-def test_text_says_which_class_names_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_notes_repeated_class_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "names.txt").write_text("crane\ncat\ncrane\n")
     command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]
     for _ in ("encoded", "cache hit"):

@@ -1,4 +1,4 @@
-"""What the command line says where a slip would otherwise go unnoticed."""
+"""Messages of the command line that point out likely mistakes."""
 
 import argparse
 import json
@@ -114,7 +114,7 @@ def test_a_list_fits_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert record["key"] == list_stores(tmp_path)[0].key
 
 
-def test_a_hub_that_cannot_be_reached_is_known_at_once(
+def test_an_unreachable_hub_is_detected_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):

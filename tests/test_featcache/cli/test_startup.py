@@ -1,4 +1,4 @@
-"""Every verb's help, and the verbs that need no model, answer at once: no heavy library is loaded for them."""
+"""The help of every verb, and verbs without a model, load no heavy library."""
 
 import resource
 import subprocess
@@ -57,9 +57,7 @@ def test_verbs_that_need_no_model_answer_at_once(tmp_path: Path) -> None:
         assert seconds < SECONDS, words
 
 
-def test_weights_that_cannot_be_had_are_known_before_anything_heavy_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_weights_are_detected_before_heavy_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (("HF_ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_CACHE", tmp_path), ("TORCH_HOME", tmp_path)):

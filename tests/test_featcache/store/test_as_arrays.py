@@ -1,4 +1,4 @@
-"""Stores where numpy, pandas, scikit-learn and torch take rows."""
+"""Stores passed to numpy, pandas, scikit-learn and torch."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> ImageStore:
     return encode_dataset(NumpyDataset(40, broken=[7]), NumpyEncoder(), root=tmp_path, options=options).store
 
 
-def test_rows_are_those_that_zarr_reads(store: ImageStore) -> None:
+def test_rows_equal_those_read_by_zarr(store: ImageStore) -> None:
     expected = zarr.open_group(store.path, mode="r")["features"][:].astype(np.float32)
     np.testing.assert_array_equal(np.asarray(store), expected)
     np.testing.assert_array_equal(store.features, expected)
@@ -36,7 +36,7 @@ def test_rows_are_those_that_zarr_reads(store: ImageStore) -> None:
     assert len(list(store)) == len(store) == 40
 
 
-def test_a_table_for_pandas(store: ImageStore) -> None:
+def test_to_pandas_has_all_columns(store: ImageStore) -> None:
     pytest.importorskip("pandas")
     frame = store.to_pandas(features=True)
     assert frame["id"].tolist() == store.ids

@@ -1,4 +1,4 @@
-"""Full and read-only disks, damaged records: a clear error, and nothing is lost."""
+"""Full and read-only disks, damaged records: clear errors, and nothing is lost."""
 
 import contextlib
 import ctypes
@@ -204,7 +204,7 @@ def test_a_manifest_changed_anywhere_is_refused_or_describes_an_array(
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), value=JSON)
-def test_a_marker_changed_anywhere_is_none_or_of_this_chunk(data: st.DataObject, value: Any) -> None:
+def test_a_changed_marker_is_refused_or_still_of_its_chunk(data: st.DataObject, value: Any) -> None:
     marker = Marker(1, 3, dict.fromkeys(NAMES, "0" * 32), ())
     record = json.loads(marker.to_bytes()) | {"bad": [[9, "a", "truncated"]]}
     edited = changed(record, data.draw(st.sampled_from(places_of(record))), value)
@@ -234,7 +234,7 @@ def test_a_header_changed_anywhere_is_refused_or_listed(
 
 @settings(max_examples=200, deadline=None)
 @given(spec=st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "chunk_rows": JSON, "fill": JSON}))
-def test_an_array_is_described_or_refused(spec: dict[str, Any]) -> None:
+def test_array_specs_are_valid_or_refused(spec: dict[str, Any]) -> None:
     try:
         found = ArraySpec.from_json("features", spec)
     except (ValueError, TypeError):
@@ -264,7 +264,7 @@ def test_inconsistent_manifests_are_refused(manifest: tuple[Path, dict[str, Any]
         parse_manifest(json.dumps(copy).encode(), path)
 
 
-def test_s3_asks_for_the_role_of_a_machine_only_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_asks_the_metadata_service_only_if_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.store.places.s3 import CREDENTIALS, check_credentials
 
     for name in (*CREDENTIALS, "AWS_EC2_METADATA_DISABLED"):
@@ -281,7 +281,7 @@ def test_s3_asks_for_the_role_of_a_machine_only_where_it_is_told_to(monkeypatch:
 
 
 @pytest.mark.parametrize(("number", "written"), [(errno.ENOSPC, False), (errno.EOPNOTSUPP, True)])
-def test_room_for_a_large_file_is_asked_for_before_it_is_written(
+def test_space_for_a_large_file_is_reserved_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, written: bool
 ) -> None:
     def refuses(*_: int) -> int:

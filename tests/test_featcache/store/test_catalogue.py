@@ -106,7 +106,7 @@ def test_a_name_without_a_model_never_means_an_interpolated_model(root: Path) ->
         assert find_store("fake/train@alpha=0.500", root).encoder_name == "WISE/alpha=0.500"
 
 
-def test_stores_that_fit_come_first(root: Path) -> None:
+def test_preferred_stores_come_first(root: Path) -> None:
     other = encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "other"), root=root).store
     for store in (find_store("fake/train@numpy", root), other):
         key = store.encoder_key

@@ -1,4 +1,4 @@
-"""Every reader compares a chunk with its checksum before it hands out the first row of it, and only once."""
+"""Every reader checks a chunk before it returns rows from it, and only once."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Collecting garbage: what is listed, what is spared, and that nothing is deleted unasked."""
+"""Garbage collection: what is listed and what is kept; nothing is deleted without the flag."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def every_file(root: Path) -> set[Path]:
     return {path for path in root.rglob("*") if path.is_file()}
 
 
-def test_unfinished_stores_go_when_they_are_old_enough(tmp_path: Path) -> None:
+def test_old_unfinished_stores_are_collected(tmp_path: Path) -> None:
     kept, old = finished(tmp_path), unfinished(tmp_path)
     assert find_garbage(tmp_path, 7 * DAY) == []
     age(old, 8 * DAY)
@@ -50,7 +50,7 @@ def test_unfinished_stores_go_when_they_are_old_enough(tmp_path: Path) -> None:
     assert verify(kept, deep=True).ok
 
 
-def test_strays_go_but_stores_with_a_damaged_manifest_or_of_another_version_stay(tmp_path: Path) -> None:
+def test_stray_files_are_collected_but_not_damaged_stores_or_other_versions(tmp_path: Path) -> None:
     damaged, newer = finished(tmp_path, 1), finished(tmp_path, 2)
     (damaged / "manifest.json").write_text("{")
     manifest = newer / "manifest.json"
@@ -63,7 +63,7 @@ def test_strays_go_but_stores_with_a_damaged_manifest_or_of_another_version_stay
     assert found == {stray: "holds no store"}  # the chunks of a store with a damaged manifest may be whole
 
 
-def test_leftovers_of_killed_processes_go_and_the_store_stays(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_collected_without_the_store(tmp_path: Path) -> None:
     store = finished(tmp_path)
     before = every_file(store)
     dead = f"{atomic.HOST}-999999999-abc.partial"
@@ -79,7 +79,7 @@ def test_leftovers_of_killed_processes_go_and_the_store_stays(tmp_path: Path) ->
     assert verify(store, deep=True).ok
 
 
-def test_a_finished_store_goes_only_by_name_and_its_manifest_first(
+def test_a_finished_store_is_deleted_only_by_name_manifest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = finished(tmp_path, 1), finished(tmp_path, 2)
@@ -125,7 +125,7 @@ def test_invalid_ages_are_refused(text: str) -> None:
         parse_age(text)
 
 
-def test_a_tap_that_was_begun_and_never_finished_goes_alone(tmp_path: Path) -> None:
+def test_only_an_unfinished_tap_is_collected(tmp_path: Path) -> None:
     options = EncodeOptions(taps=[TAP])
     path = Path(encode_dataset(NumpyDataset(), TappedEncoder(), root=tmp_path, options=options).store.path)
     (path / f"tap-{TAP}" / "manifest.json").unlink()

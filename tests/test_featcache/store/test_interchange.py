@@ -1,4 +1,4 @@
-"""Stores in the hands of zarr, xarray, dask and tensorstore: named axes, metadata in one file, no warning."""
+"""Stores opened by zarr, xarray, dask and tensorstore: named axes, consolidated metadata, no warnings."""
 
 import json
 import warnings

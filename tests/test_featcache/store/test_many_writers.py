@@ -1,4 +1,4 @@
-"""Many writers of one store: ranks, shards and independent processes share the chunks, are killed, and start again."""
+"""Many writers of one store: ranks, shards and independent processes share chunks, are killed, and restart."""
 
 import os
 import random
@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return contents(encode(tmp_path_factory.mktemp("whole")).path)
 
 
-def test_parts_cover_every_chunk_once() -> None:
+def test_shards_cover_every_chunk_once() -> None:
     for count in (1, 2, 3, 7):
         parts = [Share(index, count, only=True).order(range(20)) for index in range(count)]
         assert sorted(chunk for part in parts for chunk in part) == list(range(20))
@@ -59,7 +59,7 @@ def test_invalid_shards_are_refused(text: str) -> None:
         Share.parse(text)
 
 
-def test_torchrun_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_comes_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Share.from_environment() == Share(0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -212,7 +212,7 @@ def test_claims_are_exclusive_until_they_expire(tmp_path: Path) -> None:
     assert not list((tmp_path / "claims").iterdir())
 
 
-def test_two_writers_of_a_process_may_take_and_give_back_at_once(
+def test_two_writers_in_one_process_claim_and_release_concurrently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, yours = Claims(tmp_path), Claims(tmp_path)
@@ -271,14 +271,14 @@ def test_a_claim_of_a_host_whose_clock_is_wrong_is_waited_for_two_minutes_at_mos
     assert mine.waited_for() == ""
 
 
-def test_a_claim_whose_request_was_repeated_is_ones_own(tmp_path: Path) -> None:
+def test_a_retried_claim_is_recognised_as_our_own(tmp_path: Path) -> None:
     mine = Claims(tmp_path)
     assert mine.take(1)
     assert mine.take(1)
     assert not Claims(tmp_path).take(1)
 
 
-def test_what_dead_writers_left_is_swept_by_the_next_run(tmp_path: Path) -> None:
+def test_leftovers_of_dead_writers_are_deleted_by_the_next_run(tmp_path: Path) -> None:
     options = EncodeOptions(max_bad=1)
     store = encode_dataset(NumpyDataset(9), NumpyEncoder(), root=tmp_path, options=options).store.path
     before = contents(store)

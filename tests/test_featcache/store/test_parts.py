@@ -1,4 +1,4 @@
-"""Taps: several outputs of one pass, joined to a store at any time, equal to those of the model, killed anywhere."""
+"""Taps: several outputs of one pass, added to a store at any time, equal to the model's, after kills at any step."""
 
 import json
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def test_the_tap_is_the_hidden_layer_and_comes_from_the_same_pass(tmp_path: Path
     assert (tap.text_digests, tap.logit_scale) == ((), None)
 
 
-def test_a_tap_added_later_joins_and_touches_nothing(tmp_path: Path) -> None:
+def test_a_tap_added_later_changes_no_existing_file(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(broken=[11]), TappedEncoder()
     at_once = run(tmp_path / "once", dataset, encoder, TAP, max_bad=1).store
     store = run(tmp_path / "later", dataset, encoder, max_bad=1).store

@@ -1,4 +1,4 @@
-"""Mapped and zarr readers give the same rows for all chunk sizes, and maps never change the files."""
+"""Mapped and zarr readers return the same rows for all chunk sizes, and maps never change the files."""
 
 import gc
 import subprocess
@@ -68,7 +68,7 @@ def test_any_range_and_any_gather_agree(
 
 
 @pytest.mark.parametrize("reader", ["mapped", "zarr"])
-def test_rows_are_converted_on_the_way(tmp_path: Path, reader: str) -> None:
+def test_rows_are_converted_to_the_dtype_of_the_buffer(tmp_path: Path, reader: str) -> None:
     spec, rows = write(tmp_path, 100, 32, 64)
     opened = MappedReader(tmp_path, spec) if reader == "mapped" else ZarrReader(tmp_path, spec)
     out = np.empty((90, 32), dtype=np.float32)

@@ -85,7 +85,7 @@ def test_a_prefix_does_not_list_its_neighbours(root: ObjectPath) -> None:
     assert list(files(root / "ab")) == ["x"]
 
 
-def test_of_many_writers_one_creates(root: ObjectPath) -> None:
+def test_only_one_of_many_writers_creates_a_file(root: ObjectPath) -> None:
     wins: list[bool] = []
     threads = [threading.Thread(target=lambda: wins.append(create(root / "claim", b"mine"))) for _ in range(8)]
     for thread in threads:
@@ -186,7 +186,7 @@ def test_missing_stores_and_buckets_are_reported(root: ObjectPath, monkeypatch: 
     assert os.environ["AWS_ENDPOINT_URL"]
 
 
-def test_a_tap_joins_and_is_copied_on_s3(root: ObjectPath) -> None:
+def test_a_tap_is_added_and_copied_on_s3(root: ObjectPath) -> None:
     encoder = TappedEncoder()
     store = encode(root, Shared(20), encoder)
     again = encode(root, Shared(20), encoder, taps=[TAP])

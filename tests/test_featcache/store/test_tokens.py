@@ -1,4 +1,4 @@
-"""Taps with tokens in stores: files of bounded size, resumed and repaired like others, pooled as they are read."""
+"""Taps with tokens in stores: files of bounded size, resumed and repaired like others, pooled on reading."""
 
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def test_tokens_are_stored_in_files_of_bounded_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(zarr.open_array(tap.folder / "features", mode="r")[:], tap.array("features"))
 
 
-def test_a_chunk_of_one_file_is_divided_too(tmp_path: Path) -> None:
+def test_a_single_chunk_is_split_into_files(tmp_path: Path) -> None:
     dataset = NumpyDataset(7)
     store = run(tmp_path, dataset, TokenEncoder(), "patch", chunk_rows=None).store
     assert store.tap("patch").manifest.arrays["features"].chunk_rows == 2
@@ -212,7 +212,7 @@ def test_files_stay_below_their_size_and_number() -> None:
     assert layout.image_arrays(100, 4, 100)["features"].shape == (100, 4)
 
 
-def test_tokens_leave_as_they_are_or_not_at_all(tmp_path: Path) -> None:
+def test_tokens_are_exported_unchanged_or_refused(tmp_path: Path) -> None:
     tap = run(tmp_path, NumpyDataset(broken=[3]), TokenEncoder(), "patch", max_bad=1).store.tap("patch")
     features, labels = tap.numpy(np.float16)
     export(tap, tmp_path / "out", "npy", dtype="float16")

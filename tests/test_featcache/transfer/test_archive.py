@@ -1,4 +1,4 @@
-"""A store as one file: equal bytes, whole or not at all, and no way out of the root."""
+"""Packed stores: reproducible bytes, written whole or not at all, and never unpacked outside the root."""
 
 import io
 import tarfile
@@ -56,7 +56,7 @@ def test_a_packed_store_is_the_store(store: ImageStore, tmp_path: Path, capsys: 
     assert "already exists" in capsys.readouterr().out
 
 
-def test_damage_is_found_before_anything_is_put_there(store: ImageStore, tmp_path: Path) -> None:
+def test_damage_is_found_before_anything_is_written(store: ImageStore, tmp_path: Path) -> None:
     pack(store.path, tmp_path / "a.tar")
     content = entries(tmp_path / "a.tar")
     chunk = next(name for name in content if "/features/c/" in name)
@@ -73,7 +73,7 @@ def test_damage_is_found_before_anything_is_put_there(store: ImageStore, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "images/../../evil", "images//a/b/c", "images/./a/b", "a\\b"])
-def test_names_that_lead_elsewhere_are_refused(store: ImageStore, tmp_path: Path, name: str) -> None:
+def test_names_outside_the_store_are_refused(store: ImageStore, tmp_path: Path, name: str) -> None:
     pack(store.path, tmp_path / "a.tar")
     file = written(tmp_path / "evil.tar", {**entries(tmp_path / "a.tar"), name: b"x"})
     with pytest.raises(DatasetError):
@@ -91,7 +91,7 @@ def test_links_and_devices_are_refused(store: ImageStore, tmp_path: Path, kind: 
         unpack(written(tmp_path / "odd.tar", content, odd), tmp_path / "other")
 
 
-def test_errors_name_the_packed_file_and_no_folder_that_is_gone(store: ImageStore, tmp_path: Path) -> None:
+def test_errors_name_the_packed_file_not_the_temporary_folder(store: ImageStore, tmp_path: Path) -> None:
     packed = tmp_path / "packed.tar"
     pack(store.path, packed)
     content = packed.read_bytes()
@@ -115,7 +115,7 @@ def test_a_header_of_any_size_takes_no_memory(tmp_path: Path) -> None:
             unpack(tmp_path / "packed.tar", tmp_path / "root")
 
 
-def test_another_store_of_that_key_is_never_overwritten(store: ImageStore, tmp_path: Path) -> None:
+def test_another_store_with_the_same_key_is_never_overwritten(store: ImageStore, tmp_path: Path) -> None:
     pack(store.path, tmp_path / "a.tar")
     assert main(["rename", store.reference, "mine/train", "--root", str(tmp_path / "cache")]) == 0
     with pytest.raises(MismatchError, match="nothing was written"):

@@ -1,4 +1,4 @@
-"""Feeding torch from a store: every way of reading gives the same batches, each valid row once per epoch."""
+"""Feeding torch from a store: resident and streamed batches are equal, each valid row once per epoch."""
 
 import threading
 from typing import Any
@@ -60,7 +60,7 @@ def test_the_last_batch_may_be_dropped(store: ImageStore, drop_last: bool, lengt
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("resident", [True, False])
-def test_batches_are_like_the_tensor(store: ImageStore, dtype: torch.dtype, resident: bool) -> None:
+def test_batches_have_device_and_dtype_of_the_tensor(store: ImageStore, dtype: torch.dtype, resident: bool) -> None:
     batches = FeatureBatches(store, 98, torch.zeros(0, dtype=dtype), shuffle=False, resident=resident)
     ((x, y),) = epoch(batches)
     assert (x.dtype, y.dtype, x.device.type) == (dtype, torch.int64, "cpu")

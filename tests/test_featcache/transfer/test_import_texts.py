@@ -1,4 +1,4 @@
-"""Class vectors that another program computed, as text stores."""
+"""Class vectors computed by another program, as text stores."""
 
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +30,7 @@ def imported(root: Path, vectors: np.ndarray, source: Source = THEIRS, names: ob
 
 
 @pytest.mark.parametrize("lie", [UNIT, UNIT.T, 7 * VECTORS, UNIT[:, None]], ids=["CxD", "DxC", "not unit", "CxTxD"])
-def test_vectors_of_classes_become_unit_vectors_however_they_lie(tmp_path: Path, lie: np.ndarray) -> None:
+def test_class_vectors_become_unit_vectors_in_every_layout(tmp_path: Path, lie: np.ndarray) -> None:
     store = imported(tmp_path, lie)
     np.testing.assert_allclose(store.cls, UNIT, atol=1e-6)
     assert (store.classnames, store.logit_scale, store.raw.shape) == (tuple(CLASSES), 50.0, (N, 1, DIM))
@@ -46,7 +46,7 @@ def test_prompts_are_averaged_as_encoded_ones_are(tmp_path: Path) -> None:
     assert store.counts.tolist() == [4, 2] + [4] * (N - 2)
 
 
-def test_a_square_matrix_is_told_by_the_lengths_of_its_vectors(tmp_path: Path) -> None:
+def test_the_layout_of_a_square_matrix_follows_from_vector_lengths(tmp_path: Path) -> None:
     square = np.random.default_rng(3).standard_normal((N, N))
     square /= np.linalg.norm(square, axis=1, keepdims=True)
     for lie in (square, square.T):

@@ -1,4 +1,4 @@
-"""Features to and from other programs, each by the program itself where it is installed."""
+"""Features to and from other programs, tested with the program itself if it is installed."""
 
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def test_clip_retrievals_reader_finds_the_rows(store: ImageStore, tmp_path: Path
     assert facts["image_path"].tolist() == list(store.ids)
 
 
-def test_a_folder_that_holds_another_export_is_left_alone(store: ImageStore, tmp_path: Path) -> None:
+def test_a_folder_with_another_export_is_refused(store: ImageStore, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (folder / "img_emb").mkdir(parents=True)
     np.save(folder / "img_emb" / "img_emb_1.npy", np.zeros((2, 3)))
@@ -106,7 +106,7 @@ def test_a_folder_that_holds_another_export_is_left_alone(store: ImageStore, tmp
 
 
 @pytest.mark.parametrize("kind", ["clip-retrieval", "huggingface"])
-def test_targets_of_several_labels_come_back(kind: str, tmp_path: Path) -> None:
+def test_multilabel_targets_are_read_back(kind: str, tmp_path: Path) -> None:
     if kind == "huggingface":
         pytest.importorskip("datasets")
     X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -117,7 +117,7 @@ def test_targets_of_several_labels_come_back(kind: str, tmp_path: Path) -> None:
     assert list(found.classnames or ()) == ["cat", "dog", "emu"]
 
 
-def test_class_names_that_repeat_reach_hugging_face_as_numbers(tmp_path: Path) -> None:
+def test_hugging_face_labels_are_numbers_if_class_names_repeat(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     names = ["missile", "b", "missile"]
@@ -127,7 +127,7 @@ def test_class_names_that_repeat_reach_hugging_face_as_numbers(tmp_path: Path) -
     assert list(found.classnames or ()) == names
 
 
-def test_the_npz_has_what_open_clips_linear_probe_checks(store: ImageStore, tmp_path: Path) -> None:
+def test_the_npz_has_the_keys_of_open_clips_linear_probe(store: ImageStore, tmp_path: Path) -> None:
     with np.load(export(store, tmp_path / "train.npz")) as found:
         assert found["features"].dtype == np.float32
         assert found["targets"].dtype.kind == "i"
@@ -221,7 +221,7 @@ def test_tip_adapters_cache_is_written_and_read_back(store: ImageStore, tmp_path
     np.testing.assert_array_equal(found.labels, labels)
 
 
-def test_tip_adapters_cache_is_read_as_it_lies(tmp_path: Path) -> None:
+def test_tip_adapters_own_cache_is_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows, labels, test = rng.normal(size=(6, 8)), np.array([0, 0, 1, 1, 2, 2]), rng.normal(size=(5, 8))
     for name, values in (

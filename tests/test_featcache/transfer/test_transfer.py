@@ -1,4 +1,4 @@
-"""Export and import: every exported format is read back, common formats become stores, heads fit them."""
+"""Export and import: every exported format is read back, common formats become stores that heads can be fitted on."""
 
 import csv
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_exports_are_read_back(store: ImageStore, tmp_path: Path, kind: str, dty
 
 
 @pytest.mark.parametrize("kind", ["clip-benchmark", "tip-adapter"])
-def test_folders_of_other_programs_keep_the_class_names_beside(store: ImageStore, tmp_path: Path, kind: str) -> None:
+def test_folders_of_other_programs_keep_the_class_names(store: ImageStore, tmp_path: Path, kind: str) -> None:
     export(store, tmp_path / "out", kind, "float16")
     assert tuple(read_foreign(tmp_path / "out").classnames or ()) == CLASSES
     (tmp_path / "out" / "classes.txt").unlink()
@@ -83,12 +83,12 @@ def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, m
     assert len(table) == 39
 
 
-def test_a_csv_of_stored_values_reads_back_as_they_are(store: ImageStore, tmp_path: Path) -> None:
+def test_csv_reads_back_the_stored_values_exactly(store: ImageStore, tmp_path: Path) -> None:
     found = read_foreign(export(store, tmp_path / "rows.csv", dtype=np.float16))
     np.testing.assert_array_equal(found.features, store.numpy(np.float32)[0])
 
 
-def test_classes_without_rows_are_said_where_a_format_cannot_name_them(tmp_path: Path) -> None:
+def test_csv_warns_of_classes_without_rows(tmp_path: Path) -> None:
     """One in the middle, and one at the end; parquet and npz keep them."""
     rows = Foreign(features(), LABELS * 2, None, ["a", "b", "c", "d", "e", "f"])
     store = import_features(rows, Source("m"), name="x", root=tmp_path / "cache")
@@ -103,7 +103,7 @@ def test_classes_without_rows_are_said_where_a_format_cannot_name_them(tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["npy", "tip-adapter", "clip-benchmark"])
-def test_line_breaks_are_refused_where_they_cannot_be_kept(tmp_path: Path, kind: str) -> None:
+def test_line_breaks_in_names_are_refused_by_formats_of_lines(tmp_path: Path, kind: str) -> None:
     """Never another id; other separators of lines stay as they are. Nothing is left of what failed."""
     names = ["a\u2028b", "c\x85", "d"]
     given = Foreign(features(), LABELS, [f"{row}\x0b{row}" for row in range(N)], names)
@@ -244,7 +244,7 @@ def test_class_names_and_ids_may_be_byte_strings(tmp_path: Path) -> None:
     assert (found.ids or [])[0] == "bild-0-ä"
 
 
-def test_rows_of_zeros_are_told(tmp_path: Path) -> None:
+def test_rows_of_zeros_give_a_warning(tmp_path: Path) -> None:
     given = features()
     given[[1, 3]] = 0
     found = Foreign(given, LABELS, classnames=list(CLASSES))
@@ -253,7 +253,7 @@ def test_rows_of_zeros_are_told(tmp_path: Path) -> None:
     assert np.linalg.norm(store.features[:4].astype(float), axis=1).round(2).tolist() == [1, 0, 1, 0]
 
 
-def test_labels_that_start_at_one_are_told(tmp_path: Path) -> None:
+def test_labels_that_start_at_one_give_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 of 4 classes have no image: class 0; they stay"):
         bring(tmp_path, LABELS + 1, classnames=None)
 
@@ -274,7 +274,7 @@ def test_changed_labels_are_replaced_only_on_request(tmp_path: Path) -> None:
     assert verify(relabelled.path, deep=True).ok
 
 
-def test_what_an_import_does_not_give_stays(tmp_path: Path) -> None:
+def test_stored_values_stay_unless_an_import_gives_them(tmp_path: Path) -> None:
     bring(tmp_path, text_digest="t", logit_scale=100.0)
     store = bring(tmp_path, (LABELS + 1) % 3, update_labels=True)
     assert (store.text_digest, store.logit_scale) == ("t", 100.0)
@@ -369,7 +369,7 @@ def test_imports_are_listed(tmp_path: Path) -> None:
     assert store.provenance["imported"] is True
 
 
-def test_ids_of_whole_numbers_are_texts_and_others_are_refused(tmp_path: Path) -> None:
+def test_integer_ids_become_texts_and_others_are_refused(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -384,7 +384,7 @@ def test_ids_of_whole_numbers_are_texts_and_others_are_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("names", [[1, "a"], [["a"], []], {"a": 1, "b": 2}, "ab"])
-def test_class_names_that_are_no_texts_are_refused(tmp_path: Path, names: Any) -> None:
+def test_class_names_must_be_texts(tmp_path: Path, names: Any) -> None:
     found = Foreign(np.eye(2), np.arange(2), classnames=names)
     with pytest.raises(DatasetError, match=r"class names are .*expected a list of texts"):
         import_features(found, Source("m"), name="n", root=tmp_path)
