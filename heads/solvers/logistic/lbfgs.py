@@ -3,6 +3,8 @@
 The inverse Hessian that the recursion starts from is first a diagonal, then, once plain iterations have cost as much as
 building them would, the inverted diagonal blocks of `heads.solvers.logistic.preconditioner` (so the choice costs at
 most twice the better one). Blocks serve on at the next penalty until they are as many iterations old as new ones cost.
+Blocks of a penalty more than ten times as strong are built anew: by them every gap looks small (from C = 1e-6 to 0.01 the
+first estimate was below 1e-4, and the fit ended where it began).
 
 The stopping rule does not depend on how features are scaled: half of ``gᵀ H g``, H the inverse Hessian of L-BFGS,
 estimates the distance of the objective from its minimum; it and the decrease of the last five iterations (H may be
@@ -43,6 +45,7 @@ _CURVATURE = 0.9
 _BACKTRACKS = 25
 _LOW_TOL = 1e-4  # gap at which cheap products give way to exact ones
 _FEW = 20  # iterations of the last penalty below which exact ones alone are faster: the change costs a window
+_STRONGER = 10.0  # times as strong a penalty, whose blocks say nothing of the gap
 _WINDOW, _SHORT_WINDOW = 5, 2  # iterations whose total decrease has to be small, too; the short one down to _LOW_TOL
 
 
@@ -149,6 +152,7 @@ class Minimiser:
         self.theta = objective.zeros()
         self._line = Line(objective)
         self._blocks: ClassBlocks | None = None
+        self._built_for = objective.zeros()  # penalty's curvature (K, 1) of the blocks
         self._build_cost = ClassBlocks.cost(objective)
         # Iterations since the blocks were built, or from the start. A build that costs less than one comes first.
         self._age = self._build_cost if ClassBlocks.operations(objective) < 1.0 else 0
@@ -160,6 +164,8 @@ class Minimiser:
         """The minimum for a penalty, to another tolerance if one is given."""
         tol = self.tol if tol is None else tol
         rows, self.objective.penalty = self.objective.rows, penalty
+        if self._blocks is not None and bool((self._built_for > _STRONGER * self._strengths()).any()):
+            self._blocks, self._age = None, self._build_cost
         with one_torch_thread() as threads:
             self.objective.threads = threads if self.theta.device.type == "cpu" else 1
             history, first = _History(), 0
@@ -215,11 +221,16 @@ class Minimiser:
         """New blocks at the point; on a GPU the first ones say what a build costs."""
         iteration = self._clock.median()
         self._blocks, self._age = ClassBlocks(self.objective, self._line.sample(), self.theta), 0
+        self._built_for = self._strengths()
         self.builds += 1
         build = self._clock.tick()
         if iteration and build:
             self._build_cost = max(8.0, 2.0 ** round(math.log2(build / iteration)))
             self._clock = _Clock("cpu")
+
+    def _strengths(self) -> Tensor:
+        """Curvature (K, 1) of the penalty."""
+        return self.objective.penalty.curvature(self.theta[:, :-1])
 
     def _search(self, direction: Tensor, value: float, slope: float) -> tuple[float, float, Tensor] | None:
         """Step that decreases the objective enough, with value and gradient there; None if there is none."""

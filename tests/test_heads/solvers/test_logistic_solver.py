@@ -417,3 +417,16 @@ def test_on_a_gpu_the_clock_says_what_a_build_costs(
     assert minimiser.builds
     assert minimiser._build_cost == cost
     assert not minimiser._clock.on
+
+
+@pytest.mark.parametrize("C", [0.01, 1.0])
+def test_a_far_weaker_penalty_does_not_end_where_it_began(C: float) -> None:
+    """The preconditioner of C = 1e-6 makes every gap look small: the fit of C = 0.01 took its start for the optimum."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 4000)
+    X = rng.normal(size=(10, 32))[y] + rng.normal(size=(4000, 32))
+    rows = Rows((X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32), y, 10)
+    solver = PathSolver(rows, tol=1e-4)
+    *_, found = solver.path([1e-6, C])
+    assert solver.minimiser.builds
+    assert found.objective == pytest.approx(PathSolver(rows).fit(C).objective, rel=1e-3)
