@@ -1,4 +1,4 @@
-"""Arguments that several verbs of heads share, and the stores and heads that they name."""
+"""Arguments shared by the commands for heads, and loading of the stores and heads that they name."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ RESULTS = "results.jsonl"
 
 
 def rows_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, where features are held; `store_arguments` must have been added before."""
+    """Add ``--device``, the device of the features."""
     parser.add_argument(
         "--device",
         dest="rows_device",
-        metavar="DEVICE",  # in other verbs, the device is the encoder's
+        metavar="DEVICE",  # in other commands, --device is that of the encoder
         help="hold the features on this device (such as cuda) and compute there (default: stream on the CPU)",
     )
 
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every verb that reads stores."""
+    """Add the arguments of every command that reads stores."""
     parser.add_argument(
         "--pool", choices=POOLS, help="pool the tokens of stores such as NAME/SPLIT#patch into one vector per image"
     )
@@ -115,7 +115,7 @@ def against_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def compared(rows: Sequence[Row], args: argparse.Namespace, *, prompts: str | None = None) -> list[Comparison]:
-    """The published figures beside the rows; none without ``--against``."""
+    """Comparisons of the rows with published figures; none without ``--against``."""
     if not args.against:
         return []
     from heads.report.against import compare_published
@@ -133,7 +133,7 @@ def against_lines(rows: Sequence[Row], found: Sequence[Comparison], args: argpar
 
 
 def with_published(rows: Sequence[Row], found: Sequence[Comparison], args: argparse.Namespace) -> list[Row]:
-    """The rows as ``--json`` prints them: with ``--against``, each with its comparisons under ``published``."""
+    """The rows for ``--json``; with ``--against``, each has its comparisons under ``published``."""
     if not args.against:
         return list(rows)
     from heads.report.rows import label_of
@@ -142,12 +142,14 @@ def with_published(rows: Sequence[Row], found: Sequence[Comparison], args: argpa
 
 
 def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, object]:
-    """Name and value of ``NAME=JSON``, a parameter of a head; `dotted` writes it HEAD.NAME=JSON and takes `prior` too.
+    """Name and value of a head's parameter in the form ``NAME=JSON``.
+
+    `dotted` also accepts `prior`, and shows the form HEAD.NAME=JSON in errors.
 
     Raises
     ------
     HeadError
-        For another form, an unknown name, or a value that is not JSON.
+        For a wrong form, an unknown name, or a value that is not JSON.
     """
     shown, form = (f"{head}.{text}", f"{head}.NAME=VALUE") if dotted else (f"--set {text}", "NAME=VALUE")
     name, equals, value = text.partition("=")
@@ -161,10 +163,9 @@ def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, objec
 
 
 def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | TextStore:
-    """The store that a reference names, checked as it is read (``--no-verify``: not); ``--device`` holds its rows.
+    """Open the store that a reference names, checked when read unless ``--no-verify``; ``--device`` moves its rows.
 
-    Of several stores of that name, those that belong to what the command has named before come first: the encoder of
-    the heads (see `load_heads`), or of the first store.
+    If several stores match, those of the heads' encoder (see `load_heads`), or of the first store's, are preferred.
     """
     verify = "never" if args.no_verify else "read"
     store = find_store(reference, resolve_root(args.root), fits=args.of, verify=verify)
@@ -187,7 +188,7 @@ def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | T
 
 
 def _beside(store: ImageFeatures | TextStore) -> Callable[[Entry], bool]:
-    """Whether another store is of the same encoder: of the image tower, or of the text tower that belongs to it."""
+    """A test of whether another store has the same encoder: the same image tower, or a paired text tower."""
     key, digests = store.path.parent.name, set(store.text_digests)  # the manifest of a tap has its own key
 
     def fits(entry: Entry) -> bool:
@@ -199,7 +200,7 @@ def _beside(store: ImageFeatures | TextStore) -> Callable[[Entry], bool]:
 
 
 def _of_heads(heads: Sequence[LogitHead]) -> Callable[[Entry], bool] | None:
-    """Whether a store of images is of the encoder that every head belongs to; None if no head says so."""
+    """A test of whether an image store has the encoder of every head; None if no head records its encoder."""
     records = [head.provenance for head in heads if head.provenance.encoder_key or head.provenance.text_digest]
 
     def fits(entry: Entry) -> bool:
@@ -212,13 +213,7 @@ def _of_heads(heads: Sequence[LogitHead]) -> Callable[[Entry], bool] | None:
 
 
 def open_images(reference: str, args: argparse.Namespace) -> ImageStore | ResidentStore:
-    """The image store that a reference names.
-
-    Raises
-    ------
-    HeadError
-        For a store of texts, or of several views as one.
-    """
+    """Open the image store that a reference names; HeadError for a store of texts, or of stacked views."""
     from heads.rows.in_memory import ResidentStore
 
     store = open_reference(reference, args)
@@ -229,7 +224,7 @@ def open_images(reference: str, args: argparse.Namespace) -> ImageStore | Reside
 
 
 def open_texts(reference: str, args: argparse.Namespace, what: str = "") -> TextStore:
-    """The text store that a reference names; HeadError, in which `what` comes first, for a store of images."""
+    """Open the text store that a reference names; HeadError, prefixed with `what`, for a store of images."""
     store = open_reference(reference, args)
     if not isinstance(store, TextStore):
         raise HeadError(f"{what}{reference}: a store of images; expected a store of texts, made by `featcache text`")
@@ -237,9 +232,9 @@ def open_texts(reference: str, args: argparse.Namespace, what: str = "") -> Text
 
 
 def load_heads(paths: Sequence[str], args: argparse.Namespace) -> list[LogitHead]:
-    """The heads in the files; where several have one name, the file's name is added to it.
+    """Load heads from files; if several share a name, the file name is appended to it.
 
-    Stores that `open_reference` opens afterwards are those of the heads' encoder, where a name leaves a choice.
+    `open_reference` then prefers stores of the heads' encoder.
     """
     from heads import load
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 OBJECTNET = "objectnet:"
 VID_ROBUST, YTBB_ROBUST = "vid-robust:", "ytbb-robust:"
-IMAGENET = 1000  # classes, of which the named subsets are parts
-ALL = ""  # stands for every data set; none has this name
+IMAGENET = 1000  # number of classes that the named subsets refer to
+ALL = ""  # key for every data set; no data set has this name
 
 
 def class_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,15 +28,15 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="[DATA=]NAME",
-        help=f"keep only these classes' logits: {', '.join(subset_names())}, or a file of class names; with DATA= "
-        "for that data set (may be repeated), without for all",
+        help=f"evaluate these classes only: {', '.join(subset_names())}, or a file of class names; with DATA= for "
+        "that data set (may be repeated), otherwise for all",
     )
     parser.add_argument(
         "--projection",
         nargs="+",
         default=[],
         metavar="[DATA=]FILE",
-        help='merge classes, each new one taking the largest logit of its members: JSON {"new": [index or name, ...], '
+        help='merge classes, each with the largest logit of its members: JSON {"new": [index or name, ...], '
         "...}, or objectnet (objectnet:DIR with ObjectNet's own mapping files), vid-robust:DIR, "
         "ytbb-robust:DIR[,labels=DIR]",
     )
@@ -45,14 +45,14 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
 def class_subset(
     args: argparse.Namespace, classnames: Sequence[str], names: Sequence[str], head: str = "the head"
 ) -> ClassSubset:
-    """The two arguments, as `heads.evaluate` takes them.
+    """The value of both arguments for `heads.evaluate`.
 
     Parameters
     ----------
     args : with ``class_subset`` and ``projection``
-    classnames : of the heads, which a file of names may list
-    names : the data sets
-    head : what has these classes, for errors
+    classnames : class names of the heads
+    names : names of the data sets
+    head : name of the head, for errors
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The verb ``featcache compare``: two heads on the same rows."""
+"""The command ``featcache compare``: two heads on the same rows."""
 
 from __future__ import annotations
 

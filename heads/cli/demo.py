@@ -80,7 +80,7 @@ def run_demo(args: argparse.Namespace) -> Row:
 def _background(
     images: dict[str, EncodeResult], chosen: LogitHead, rows: Sequence[Row], encoded: float, total: float
 ) -> Background:
-    """What the page shows of the chosen head, and what all of it cost."""
+    """Details of the chosen head, and costs, for the page."""
     from heads import calibrate
     from heads.report.details import head_details, store_facts
     from heads.report.web import Background, provenance_facts

@@ -1,4 +1,4 @@
-"""The verb ``featcache evaluate``: heads on stores."""
+"""The command ``featcache evaluate``: heads on stores."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 
 ALSO_SHOWN = {"macro_f1": "macro F1", "pm0": "pm-0 accuracy", "pm10": "pm-10 accuracy"}
-"""Metrics of some data sets or on request, in fractions -> how they are called."""
+"""Titles of metrics (fractions) that only some data sets have, or that are reported on request."""
 
 SHOWN_CLASSES = 40
-"""Classes of multi-label heads in the table that is printed; the results file has all."""
+"""Number of classes in the printed table of a multi-label head; the results file has all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``featcache evaluate HEAD... --on STORE...``; processes of torchrun share the rows, and the first one reports."""
+    """``featcache evaluate HEAD... --on STORE...``; torchrun's processes share the rows, and rank 0 reports."""
     from featcache.processes import process_group
     from heads import judge, save
     from heads.report.results import results_file, samples_suffix
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_options(name: str, args: argparse.Namespace) -> None:
-    """HeadError for options that need one label per row."""
+    """Raise a HeadError for options that need one label per row."""
     named = ("confusion", "macro_f1", "log_line", "calibrate")
     if given := [f"--{option.replace('_', '-')}" for option in named if getattr(args, option)]:
         raise HeadError(f"{', '.join(given)}: not for multi-label heads, such as {name}; leave it out")
@@ -152,7 +152,7 @@ def _refuse_options(name: str, args: argparse.Namespace) -> None:
 def _interpolations(
     heads: Sequence[LogitHead], args: argparse.Namespace, distributed: bool
 ) -> tuple[list[LogitHead], list[LogitHead]]:
-    """The interpolations asked for, and the one that the selection split chose."""
+    """The requested interpolations, and the one chosen on the selection split."""
     from heads import choose, interpolate
 
     if args.output and not args.select:
@@ -217,7 +217,7 @@ def _report(
 
 
 def best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
-    """The most accurate head on the first store, of those that are not chosen: whose details a page shows."""
+    """The most accurate of the given heads on the first store, whose details the page shows."""
     from heads.report.rows import datasets_of, main_metrics, value_of
 
     metric = main_metrics(rows)[0]
@@ -229,7 +229,7 @@ def best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
 def _background(
     args: argparse.Namespace, head: LogitHead, stores: Sequence[FeatureTable], seconds: float
 ) -> Background:
-    """What the page shows beside the rows."""
+    """Further content of the page."""
     from heads.evaluation.evaluate import store_labels
     from heads.report.details import head_details, store_facts
     from heads.report.web import Background
@@ -249,7 +249,7 @@ def _background(
 
 
 def _calibrated(head: LogitHead, selection: str, args: argparse.Namespace) -> LogitHead | None:
-    """The head with a temperature fitted on a split; None where it was fitted there, or the split has other classes."""
+    """The head with a temperature fitted on a split; None if it was fitted there, or the split has other classes."""
     from heads import calibrate
 
     try:
@@ -257,11 +257,11 @@ def _calibrated(head: LogitHead, selection: str, args: argparse.Namespace) -> Lo
     except FeatcacheError:
         if args.calibrate:
             raise
-        return None  # the split of --select may suit the choice of alpha alone
+        return None  # the split of --select may be usable only for choosing alpha
 
 
 def _intervals(rows: Sequence[Row]) -> list[str]:
-    """The interval of each accuracy and NLL, where there are any."""
+    """One line per head and store with intervals."""
     from heads.report.rows import label_of
 
     lines = []
@@ -283,7 +283,7 @@ def _intervals(rows: Sequence[Row]) -> list[str]:
 
 
 def _worst(rows: Sequence[Row]) -> list[str]:
-    """The worst domain and the worst groups of each head, and metrics that the table has no column for."""
+    """The worst domain and groups of each head, and metrics without a column in the table."""
     from heads.report.rows import label_of
 
     lines = []
@@ -302,7 +302,7 @@ def _worst(rows: Sequence[Row]) -> list[str]:
 
 
 def _by_class(rows: Sequence[Row]) -> list[str]:
-    """Of multi-label heads, the table of classes of each head on each store, and the classes without a positive."""
+    """For multi-label heads, a table by class for each head and store, and the classes without a positive."""
     from heads.report.rows import label_of
     from heads.report.tables import aligned_lines
 
@@ -325,7 +325,7 @@ def _by_class(rows: Sequence[Row]) -> list[str]:
 
 
 def describe_choice(head: LogitHead) -> str:
-    """One line: which alpha was chosen, on which split, and its metrics there."""
+    """One line with the chosen alpha, the split it was chosen on, and its metric there."""
     from heads.report.rows import choice_text
 
     choice = head.provenance.chosen_on[-1]
@@ -333,7 +333,7 @@ def describe_choice(head: LogitHead) -> str:
 
 
 def _shifts(rows: Sequence[Row], stores: Sequence[FeatureTable], args: argparse.Namespace) -> list[str]:
-    """Which data set is the reference, over which the means go, and which rows they leave out."""
+    """Lines that name the reference, the shifted data sets, and those left out of means."""
     from heads.evaluation.evaluate import store_labels
 
     labels = store_labels(stores, args.names)
@@ -354,7 +354,7 @@ def _shifts(rows: Sequence[Row], stores: Sequence[FeatureTable], args: argparse.
 
 
 def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement: Judgement) -> list[str]:
-    """What became of rows that heads have seen, and where only the names of splits could tell."""
+    """Lines on excluded rows, on training rows that were evaluated, and on splits that were compared by name only."""
     from heads.evaluation.seen import fitted_on, names_only
 
     lines = [

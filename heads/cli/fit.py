@@ -1,4 +1,4 @@
-"""The verb ``featcache fit``: any head of `HEADS` from stores."""
+"""The command ``featcache fit``: fit any head of `HEADS` from stores."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group",
         metavar="COLUMN",
-        help="metadata column (patient, video) whose equal values belong together: a group is held out as a whole, and "
-        "counts as seen once one of its rows is trained on",
+        help="metadata column (patient, video) whose equal values form a group: groups are held out as a whole, and "
+        "count as seen if one of their rows is trained on",
     )
     parser.add_argument(
         "--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot"
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of the head, its value in JSON: --set alphas=[0.1,1,10]",
+        help="set a parameter of the head, as JSON: --set alphas=[0.1,1,10]",
     )
     rows_device_argument(parser)
     store_arguments(parser)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     kind = head_class(args.head)
     checked_target(args.output, STREAM)
     parameters = dict(json_setting(args.head, text) for text in args.set)
-    make_head(args.head, parameters)  # refuses values that are not allowed, before any store is read
+    make_head(args.head, parameters)  # checks the values before any store is read
     if args.select and not takes_selection(args.head):
         raise HeadError(f"--select: {args.head} has nothing to choose; leave it out")
     files = [reference for reference in args.stores if reference.endswith(".safetensors") and Path(reference).is_file()]
@@ -107,7 +107,7 @@ def _selection(args: argparse.Namespace, train: FeatureTable | None) -> FeatureT
 
 
 def _grouped(store: FeatureTable | None, column: str | None) -> FeatureTable | None:
-    """The store with the groups of a metadata column, if one was named."""
+    """The store with the groups of a metadata column, if one is given."""
     from heads import grouped
 
     return store if store is None or column is None else grouped(store, column)
@@ -126,7 +126,7 @@ def _prior(reference: str, args: argparse.Namespace) -> LinearHead:
 
 
 def _train(kind: type[HeadClassifier], stores: Sequence[FeatureTable]) -> FeatureTable | None:
-    """The one image store, where the head fits on images."""
+    """The image store, for a head that fits on images."""
     if kind.fits_on == "texts":
         if stores:
             raise HeadError(f"{stores[0].name}: a store of images; {kind.name} fits from a store of texts")
@@ -139,7 +139,7 @@ def _train(kind: type[HeadClassifier], stores: Sequence[FeatureTable]) -> Featur
 def _texts(
     kind: type[HeadClassifier], stores: Sequence[TextStore], files: Sequence[str]
 ) -> Sequence[TextStore] | LinearHead:
-    """The text stores, or the one head in a file, where the head takes any."""
+    """The text stores, or the head in a file, for a head that takes texts."""
     from heads import load
     from heads.fitted.linear import as_linear
 
@@ -158,7 +158,7 @@ def _described(params: Mapping[str, object]) -> str:
 
 
 def _shown(value: object) -> str:
-    """A parameter for people: of a prior, which is a record, the head's name."""
+    """A parameter as text; for a prior, which is a record, the name of its head."""
     if isinstance(value, Mapping):
         return str(value.get("head", json.dumps(value)))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The verb ``featcache leaks``: near-duplicates between a train and a test split."""
+"""The command ``featcache leaks``: near-duplicates between a train and a test split."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The verb ``featcache predict``: image files to classes and probabilities."""
+"""The command ``featcache predict``: classes and probabilities of image files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from heads.fitted.base import LogitHead
 
 CSV_COLUMNS = ("image", "place", "class", "index", "probability", "error")
-"""What ``--csv`` prints: one line per predicted class, `place` counting from 1, or one per unreadable image."""
+"""Columns of ``--csv``: one line per predicted class (`place` counts from 1) or unreadable image."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         metavar="IMAGES",
         nargs="+",
-        help="files, folders, patterns, @FILE with one path per line; or one store (NAME/SPLIT), for its features",
+        help="files, folders, patterns, @FILE with one path per line; or one store (NAME/SPLIT) with their features",
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _store(args: argparse.Namespace) -> FeatureTable | None:
-    """The one store that is named in the place of images; None for files, folders and patterns."""
+    """The store given instead of images; None for files, folders and patterns."""
     place, *others = args.images
     path = Path(place)
     if (
@@ -102,7 +102,7 @@ def _store(args: argparse.Namespace) -> FeatureTable | None:
 
 
 def _restricted(head: LogitHead, args: argparse.Namespace) -> LogitHead:
-    """The head on the classes of ``--class-subset`` or ``--projection``."""
+    """The head with the classes of ``--class-subset`` or ``--projection``."""
     from heads import Projection
 
     subset = class_subset(args, head.classnames, [], head.name)

@@ -1,4 +1,4 @@
-"""The verb ``featcache report``: tables, plots and a page from any results files, WiSE-FT's included."""
+"""The command ``featcache report``: tables, plots and a page from results files, including WiSE-FT's."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(found: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
-    """One row per head, and of sweeps one per setting, the mean over seeds, with their paths."""
+    """One row per head, or for sweeps per setting (the mean over seeds), and the curves of sweeps."""
     from heads.report.read import latest
     from heads.report.rows import main_metrics
     from heads.sweeps.summary import summarise, summary_rows, sweep_curves
@@ -88,14 +88,10 @@ def _rows(found: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
     swept = [row for row in found if isinstance(row.get("sweep"), str)]
     if not swept:
         return latest(found), []
-    summaries = summarise(_unique(swept))
+    once = {(row["sweep"], row.get("head")): row for row in swept}  # the last row of each job and head
+    summaries = summarise(list(once.values()))
     curves = sweep_curves(summaries, main_metrics(swept)[0])
     return [*latest(row for row in found if "sweep" not in row), *summary_rows(summaries)], curves
-
-
-def _unique(rows: Sequence[Row]) -> list[Row]:
-    """Rows of sweeps, once per job and head."""
-    return list({(row["sweep"], row.get("head")): row for row in rows}.values())
 
 
 def _chosen(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
@@ -111,7 +107,7 @@ def _chosen(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
 
 
 def _epoch_curves(epochs: Sequence[Row]) -> list[Curve]:
-    """Accuracy after each epoch, of files that WiSE-FT wrote while training."""
+    """Accuracy by epoch, from files that WiSE-FT wrote while training."""
     from heads.report.charts import Curve
     from heads.report.rows import datasets_of, value_of
 

@@ -1,4 +1,4 @@
-"""The verb ``featcache retrieve``: recall@k between images and their captions."""
+"""The command ``featcache retrieve``: recall@k between images and captions."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The verb ``featcache sweep``: heads x settings x shots x seeds x stores, resumable."""
+"""The command ``featcache sweep``: heads x settings x shots x seeds x stores, resumable."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int:
-    """What a run would do; nothing is written."""
+    """Describe what a run would do, without writing anything."""
     from featcache.progress import format_bytes, format_seconds
     from heads.sweeps.forecast import forecast_sweep
 
@@ -169,7 +169,7 @@ def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int
 
 
 def _details(chosen: Sequence[Summary], plan: SweepPlan, open_store: Open) -> Sequence[Detail]:
-    """What the best of the chosen settings does class by class, and how well it is calibrated; it is fitted again."""
+    """Per-class results and calibration of the best chosen setting, which is fitted again."""
     from heads import calibrate
     from heads.evaluation.evaluate import store_labels
     from heads.report.details import head_details

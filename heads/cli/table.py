@@ -1,4 +1,4 @@
-"""The verb ``featcache table``: backbones x domains, with averages; what is missing is encoded."""
+"""The command ``featcache table``: backbones x domains, with averages; missing stores are encoded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Measured results beside published ones: the figures of papers and READMEs, each with its source and protocol.
+"""Compare measured results with published ones, each with its source and protocol.
 
-The figures lie in ``heads/report/published/*.toml``, one file per system, so that an installed package has them. A file
-holds tables::
+The published figures are in ``heads/report/published/*.toml``, one file per system, and are part of the installed
+package. A file contains tables::
 
     system = "WiSE-FT"
 
@@ -56,11 +56,11 @@ class Figure:
 
     Attributes
     ----------
-    file, system, title, source, preprocessing, protocol : where it comes from, and how it was made
-    model : one of OpenAI's
-    method : one of `METHODS`; `name` is what its authors call it
-    datasets : the data set, or those whose mean it is
-    metric, value, tolerance : as in results rows: fractions for percentages
+    file, system, title, source, preprocessing, protocol : origin and setting of the value
+    model : one of OpenAI's models
+    method : one of `METHODS`; `name` is the authors' name for it
+    datasets : the data set, or several if the value is their mean
+    metric, value, tolerance : as in results rows: percentages are fractions
     alpha : interpolation coefficient; 0 for zero-shot, 1 for what is not interpolated
     shots : rows per class, None for all
     prompts, preprocess : None where not stated, or the model's own
@@ -96,14 +96,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A measured value beside a published one.
+    """A measured value and the published one.
 
     Attributes
     ----------
-    head, dataset : as the results name them
-    measured : as in results rows
-    figure : the published one
-    other : what differs between both settings, such as the preprocessing; empty if nothing is known to
+    head, dataset : names in the results
+    measured : value as in results rows
+    figure : the published value
+    other : known differences between the settings, such as preprocessing; empty if there are none
     """
 
     head: str
@@ -119,12 +119,12 @@ class Comparison:
 
     @property
     def beyond(self) -> bool:
-        """Whether the difference is larger than the tolerance, where the settings are alike."""
+        """Whether the settings are alike and the difference exceeds the tolerance."""
         return not self.other and abs(self.difference) > self.figure.tolerance + 1e-9
 
     @property
     def shown(self) -> Metric:
-        """How the metric is shown."""
+        """How the metric is displayed."""
         return METRICS.get(self.figure.metric, UNKNOWN)
 
     def text(self, value: float, sign: str = "") -> str:
@@ -133,7 +133,7 @@ class Comparison:
         return f"{value * self.shown.factor:{sign}.{digits}f}"
 
     def to_json(self) -> Row:
-        """Everything in JSON's types."""
+        """All fields as JSON types."""
         figure = self.figure
         return {
             "head": self.head,
@@ -189,7 +189,7 @@ def read_figures(path: str | Path) -> list[Figure]:
 
 
 def _figures(path: Path, system: str, row: Mapping[str, object]) -> Iterator[Figure]:
-    """The figures of a row, which has its table's keys, too."""
+    """The figures of a row, to which the keys of its table have been added."""
     known: dict[str, object] = dict(row)
     names = tuple(map(str, _sequence(known["datasets"])))
     metrics = [key for key in known if key not in KEYS]
@@ -246,16 +246,16 @@ def _number(value: object) -> float:
 
 
 def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts: str | None = None) -> list[Comparison]:
-    """Measured values beside published ones of the same model, method, data set and metric.
+    """Compare measured values with published ones of the same model, method, data set and metric.
 
     Parameters
     ----------
-    rows : one per head, as `heads.evaluate` or WiSE-FT gives them
+    rows : one per head, from `heads.evaluate` or WiSE-FT
     against
-        ``published``, all figures of the package; ``published:WORD[,WORD...]``, with a file's name (its figures alone)
-        or a model's (which the rows are taken to be of: the name of a fine-tuned model's folder does not tell); or a
-        TOML file of your own figures.
-    prompts : template set of the zero-shot rows, where it is known
+        ``published`` for all figures of the package; ``published:WORD[,WORD...]`` with the name of a file (to use only
+        its figures) or of a model (for rows of a fine-tuned model, whose folder name does not say); or a TOML file of
+        your own figures.
+    prompts : template set of the zero-shot rows, if known
 
     Returns
     -------
@@ -289,7 +289,7 @@ def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts:
 
 
 def _chosen(against: str) -> tuple[list[Figure], str | None]:
-    """The figures that are meant, and the model that the rows are said to be of."""
+    """The selected figures, and the model that the rows are declared to be of."""
     first, colon, words = against.partition(":")
     if first != PUBLISHED:
         if not Path(against).is_file():
@@ -318,7 +318,7 @@ def _model_of(row: Row) -> str:
 
 
 def plain_model(name: str) -> str:
-    """One form of a model's names; other weights than OpenAI's remain in it.
+    """Canonical form of a model name, which includes the weights unless they are OpenAI's.
 
     Examples
     --------
@@ -332,7 +332,7 @@ def plain_model(name: str) -> str:
 
 
 def plain_dataset(name: str) -> str:
-    """One form of a data set's names: ours, WiSE-FT's and Lipsum-FT's; a split does not count.
+    """Canonical form of a data set name (featcache's, WiSE-FT's or Lipsum-FT's), without the split.
 
     Examples
     --------
@@ -345,7 +345,7 @@ def plain_dataset(name: str) -> str:
 
 
 def _same(row: Row, figure: Figure, model: str) -> bool:
-    """Whether a row is of the figure's model, method, interpolation coefficient and shots."""
+    """Whether a row has the model, method, interpolation coefficient and shots of a figure."""
     if plain_model(figure.model) != model or figure.shots != row.get("shots"):
         return False
     method, alpha = method_of(row)
@@ -374,7 +374,7 @@ def method_of(row: Row) -> tuple[str | None, float]:
 
 
 def _other(row: Row, figure: Figure, prompts: str | None) -> str:
-    """What is known to differ between a row and a figure."""
+    """Known differences between the settings of a row and a figure."""
     parts = _model_of(row).lower().split("/")
     own = next((part for part in parts if part in PREPARATIONS), None)
     differs = ["preprocessing"] if own != figure.preprocess else []
@@ -404,7 +404,7 @@ def comparison_cells(found: Sequence[Comparison]) -> list[list[str]]:
 
 
 def comparison_text(found: Sequence[Comparison], rows: Sequence[Row] = ()) -> str:
-    """The comparisons as a plain table, and what was beyond its tolerance."""
+    """The comparisons as a plain table, and a summary of those beyond their tolerance."""
     if not found:
         models = ", ".join(sorted({_model_of(row) or "not named" for row in rows}))
         return (

@@ -1,4 +1,4 @@
-"""Charts of a page: where ticks, lines and marks lie, in the pixels of an SVG that the page's template draws."""
+"""Charts of a page: pixel positions of ticks, lines and marks, which the template draws as SVG."""
 
 from __future__ import annotations
 
@@ -61,26 +61,26 @@ class Chart:
 
     @property
     def legend(self) -> list[Series]:
-        """The series that the legend names; none where there is one, or they are too many."""
+        """The series in the legend; none if there is only one, or too many."""
         named = [series for series in self.series if series.name]
         return named if 1 < len(named) <= MOST_IN_LEGEND else []
 
     @property
     def y_label_fits(self) -> bool:
-        """Whether the tick labels leave room for the name of the vertical axis."""
+        """Whether the tick labels leave room for the label of the vertical axis."""
         return max((len(text) for _, text in self.y_ticks), default=0) < 5
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values to draw against something: a path over C, shots, or updates.
+    """Lines to draw: a path over C, shots, or updates.
 
     Attributes
     ----------
-    title, x_label, y_label : texts
-    lines : name -> points (x, y), in the order of x
-    spread : name -> standard deviation at each point, where there is one
-    log : whether x is drawn on a logarithmic scale
+    title, x_label, y_label : text
+    lines : points (x, y) of each line by name, ascending in x
+    spread : standard deviation at each point by name, if known
+    log : whether the x axis is logarithmic
     """
 
     title: str
@@ -242,7 +242,7 @@ def _alpha_shape(alpha: float) -> tuple[str, str]:
 
 
 def _no_drop(x: Axis, y: Axis) -> list[Series]:
-    """The line on which a shift costs nothing, where it crosses the frame."""
+    """The diagonal of equal accuracy, if it crosses the frame."""
     low, high = max(x.low, y.low), min(x.high, y.high)
     if low >= high:
         return []

@@ -1,4 +1,4 @@
-"""What one head did on each store, beyond the metrics: calibration, classes, and the confusions that cost most."""
+"""Details of one head on each store: calibration, results by class, and the most frequent confusions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Rows of one class that were taken for another; `pictures` are data URLs of some of them."""
+    """Rows of one class that were predicted as another; `pictures` are data URLs of some of them."""
 
     dataset: str
     label: str
@@ -60,14 +60,14 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Detail:
-    """What a head did on one store.
+    """Details of a head on one store.
 
     Attributes
     ----------
     head, dataset : names
     classnames : C
-    class_rows, class_hits : (C,) rows of each class, and those that were right
-    confusions : the pairs of classes with the most wrong rows
+    class_rows, class_hits : (C,) rows of each class, and correctly predicted ones
+    confusions : the most frequent confusions of two classes
     reliability, calibrated : before and after a temperature fitted on a selection split; None without one
     no_pictures : why the confusions have no pictures
     """
@@ -106,7 +106,7 @@ def head_details(
     ----------
     head : fitted head
     stores : image stores
-    names : what they are called in the results rows
+    names : names of the stores in results rows
     class_subset : as in `heads.evaluate`
     calibrated : the head with another temperature, for the second reliability diagram
     """
@@ -199,7 +199,7 @@ def _pairs(
 
 
 def _source_of(store: FeatureTable) -> tuple[Dataset | None, str]:
-    """The data set that a store was encoded from, where it is still there; else why not."""
+    """The data set that a store was encoded from, or why it is not available."""
     opened = store.provenance.get("data")
     if not isinstance(opened, dict) or not isinstance(opened.get("spec"), str):
         return None, "the store does not say where its images are"

@@ -1,4 +1,4 @@
-"""Results rows in the formats that other programs read: CSV, Markdown, LaTeX; and the text of a terminal."""
+"""Results rows as CSV, Markdown, LaTeX, and text for the terminal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from heads.report.tables import bold_cells, markdown_table, table_text
 
 @dataclass(frozen=True)
 class Shown:
-    """What to show of results rows.
+    """Selection of results to show.
 
     Attributes
     ----------
-    datasets : in order; None: all in the rows
-    reference : the in-distribution one; None: the first
-    metrics : a table each; those that the rows lack are left out
-    width : characters a line of text has at most
+    datasets : data sets, in order; None for all in the rows
+    reference : the in-distribution data set; None for the first
+    metrics : metrics, one table each; those that the rows lack are left out
+    width : maximal number of characters per line of text
     """
 
     datasets: Sequence[str] | None = None
@@ -34,12 +34,12 @@ class Shown:
         return choose_datasets(rows, self.datasets, self.reference, metric)
 
     def present(self, rows: Sequence[Row]) -> list[str]:
-        """The metrics that the rows have; the first is kept, so that its lack is an error."""
+        """The metrics that the rows have, and the first one in any case, so that an error names it if it is missing."""
         return [m for i, m in enumerate(self.metrics) if i == 0 or datasets_of(rows, m)]
 
 
 def as_text(rows: Sequence[Row], shown: Shown) -> str:
-    """Tables for the terminal; a metric that some data sets lack has a table of its own."""
+    """Tables for the terminal; metrics that some data sets lack have separate tables."""
     first, shifted = shown.places(rows, shown.metrics[0])
     everywhere = [m for m in shown.present(rows) if {first, *shifted} <= set(datasets_of(rows, m))]
     return table_text(rows, [first, *shifted], everywhere, reference=first, width=shown.width)
@@ -107,7 +107,7 @@ def as_latex(rows: Sequence[Row], shown: Shown) -> str:
 
 
 def latex_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A ``tabular`` of one text column and number columns; the numbers may hold LaTeX of our own."""
+    """A ``tabular`` with one text column and number columns; the numbers may contain LaTeX commands."""
     body = [_latex_line([latex_text(first), *cells]) for first, *cells in lines]
     top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", _latex_line(map(latex_text, header))]
     return "\n".join([*top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
@@ -142,7 +142,7 @@ def _latex_line(cells: Iterable[str]) -> str:
 
 
 def _places(rows: Sequence[Row], shown: Shown, metric: str) -> tuple[str, list[str]]:
-    """The data sets that have a metric; the first of them is the reference where the usual one lacks it."""
+    """The data sets that have a metric; if the reference does not, the first of them takes its place."""
     first, shifted = shown.places(rows, shown.metrics[0])
     known = [name for name in (first, *shifted) if name in datasets_of(rows, metric)]
     return choose_datasets(rows, known, known[0], metric) if known else (first, shifted)

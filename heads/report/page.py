@@ -1,4 +1,4 @@
-"""The report of an evaluation in one folder: a page for the browser, the same in Markdown, tables, and plots."""
+"""Write the report of an evaluation to a folder: HTML and Markdown pages, tables, and plots."""
 
 import re
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ def write_report(
     reference : the in-distribution data set; default: the first
     metrics : one table for each
     title : heading of the page
-    notes : plain text between heading and tables, such as what was run on which machine
-    background : what else the page shows: calibration, confusions, published figures, cost, provenance
+    notes : plain text between heading and tables, such as a description of the run
+    background : further content of the page: calibration, confusions, published figures, cost, provenance
 
     Returns
     -------
@@ -84,7 +84,7 @@ def write_report(
 
 
 def _shift_plots(rows: Sequence[Row], folder: Path, first: str, shifted: Sequence[str]) -> list[Path]:
-    """The mean of the shifts, then each where there are several, as WiSE-FT plots them; of those that some head has."""
+    """Plots against the mean over shifts and, as in WiSE-FT, against each of several; only those with results."""
     wanted = [(ROBUSTNESS, list(shifted))]
     if len(shifted) > 1:
         wanted += [(OF_SHIFT.format(file), [name]) for name, file in zip(shifted, file_names(shifted), strict=True)]
@@ -96,7 +96,7 @@ def _shift_plots(rows: Sequence[Row], folder: Path, first: str, shifted: Sequenc
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """Parts of file names for data sets, all different.
+    """Distinct parts of file names for data sets.
 
     Examples
     --------

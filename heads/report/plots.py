@@ -48,10 +48,10 @@ def plot_robustness(
     reference: str | None = None,
     metric: str = "top1",
 ) -> Path:
-    """Scatter plot of accuracy in-distribution (x) against the mean over shifted data sets (y), as in WiSE-FT.
+    """Scatter plot of in-distribution accuracy (x) against the mean over shifted data sets (y), as in WiSE-FT.
 
     Both axes are logit-scaled, log(p / (1 - p)). An interpolation is a line with a star at alpha 0 and a diamond at
-    alpha 1, other heads are single points. On the dashed line a shift costs nothing.
+    alpha 1; other heads are single points. The dashed line is equal accuracy on both.
 
     Parameters
     ----------
@@ -102,15 +102,15 @@ def plot_nll_against_alpha(
     name: str | None = None,
     metric: str = "nll",
 ) -> Path:
-    """NLL along an interpolation of two heads, one line per data set, a dot at each line's minimum.
+    """NLL along an interpolation of two heads, one line per data set, with a dot at each minimum.
 
-    The scale of the NLL is logarithmic where the values span more than a factor of ten.
+    The NLL axis is logarithmic if the values span more than a factor of ten.
 
     Parameters
     ----------
     rows, path : as in `plot_robustness`; rows without a float ``alpha`` are left out
-    datasets : one line each, the first one drawn thick; default: all in the rows
-    name : which interpolation; needed if the rows hold several
+    datasets : data sets, one line each, the first one thick; default: all in the rows
+    name : name of the interpolation; needed if the rows have several
     metric : ``nll``, or another metric
 
     Raises

@@ -1,7 +1,7 @@
-"""Reading results files: ours, and WiSE-FT's.
+"""Read results files of featcache and WiSE-FT.
 
-WiSE-FT's rows hold the fields of its command line, a float ``alpha`` for the models of a sweep, and the metrics under
-``"ImageNet:top1"`` and so on; rows whose ``alpha`` is a list were written after each epoch of training.
+WiSE-FT's rows have the fields of its command line, a float ``alpha`` for the models of a sweep, and metrics such as
+``"ImageNet:top1"``; rows whose ``alpha`` is a list were written after each epoch of training.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from heads.evaluation.metrics import Row
 from heads.report.rows import alpha_of, name_of
 
 NO_IDENTITY = ("current_epoch", "fit_seconds", "splits", "training_rows")
-LONGEST = 60  # characters of what distinguishes two heads of one name
+LONGEST = 60  # characters of the text that distinguishes heads of the same name
 
 
 def read_rows(paths: Sequence[str | Path]) -> list[Row]:
     """All rows of some results files, in order.
 
+    An unfinished last line, left by a killed process, is skipped with a FeatcacheWarning.
+
     Raises
     ------
     HeadError
-        For a file that cannot be read or holds no results. A last line that a killed process left unfinished is
-        skipped, with a FeatcacheWarning.
+        For a file that cannot be read or has no results.
     """
     rows: list[Row] = []
     for path in paths:
@@ -62,15 +63,15 @@ def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
 
 
 def is_epoch(row: Row) -> bool:
-    """Whether WiSE-FT wrote the row after an epoch of training."""
+    """Whether this is a row that WiSE-FT wrote after an epoch of training."""
     return isinstance(row.get("alpha"), list) and "current_epoch" in row
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """One row per head: what later rows of the same head say replaces or joins what earlier ones said.
+    """One row per head; values of later rows of the same head replace those of earlier ones, or are added.
 
-    The same head is one of equal name, model, alpha, parameters and splits. Heads of one name that differ get what
-    differs added to their names.
+    Rows are of the same head if name, model, alpha, parameters and splits are equal. If different heads share a name,
+    what distinguishes them is appended to it.
 
     Examples
     --------
@@ -94,9 +95,9 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 
 def by_split(rows: Sequence[Row]) -> list[Row]:
-    """Rows in which splits of one data set have names of their own: ``pets/val:top1``, ``pets/test:top1``.
+    """Rows in which different splits of a data set have different names: ``pets/val:top1``, ``pets/test:top1``.
 
-    Rows that do not say which split their figures are of stay as they are.
+    Rows without a record of their splits are left as they are.
 
     Examples
     --------
@@ -122,7 +123,7 @@ def _full(name: str, split: str) -> str:
 
 
 def _renamed(row: Row, names: Mapping[str, str]) -> Row:
-    """A row with other names of data sets."""
+    """A row with data sets renamed."""
     if not names:
         return row
     renamed: Row = {}
@@ -139,7 +140,7 @@ def _renamed(row: Row, names: Mapping[str, str]) -> Row:
 
 
 def _identity(row: Row) -> dict[str, object]:
-    """What says which head a row is of: everything but results."""
+    """The fields that identify the head of a row: everything but results."""
     return {
         key: value
         for key, value in row.items()
@@ -148,7 +149,7 @@ def _identity(row: Row) -> dict[str, object]:
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """The rows, with names that tell heads apart."""
+    """The rows, with heads renamed so that their names are distinct."""
     named: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
         named.setdefault((name_of(row), alpha_of(row)), []).append(row)
@@ -165,7 +166,7 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
 
 
 def _difference(row: Row, others: Sequence[Row]) -> str:
-    """The fields in which the heads of one name differ, in short; else the row's place among them."""
+    """Short text of the fields in which heads of the same name differ, or the row's position among them."""
     flat = [_flat(_identity(other)) for other in others]
     own = _flat(_identity(row))
     fields = [key for key in own if key != "alpha" and len({one.get(key) for one in flat}) > 1]
@@ -175,7 +176,7 @@ def _difference(row: Row, others: Sequence[Row]) -> str:
 
 
 def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested fields as texts by dotted name; of splits, their names."""
+    """Nested fields as text by dotted name; splits as their names."""
     found: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

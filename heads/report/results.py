@@ -1,6 +1,6 @@
-"""Results files: `results.jsonl`, one JSON object per line, appended and never rewritten; samples and confusion counts.
+"""Results files: `results.jsonl` (one JSON object per line, append-only), per-sample results and confusion counts.
 
-Single samples and confusion counts are npz files for numpy, or Parquet tables.
+Per-sample results and confusion counts are NumPy npz files or Parquet tables.
 
 ========= =============================================================================================================
 ``.npz``    per sample: ``<store>/rows``, ``labels`` (N',), ``nll``, ``rank`` (H, N') and, where the store has them,
@@ -33,10 +33,10 @@ from heads.evaluation.metrics import Row
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
-    r"""Append rows to a results file, whole or not at all, also when several processes append to it at once.
+    r"""Append rows to a results file atomically, also when several processes append to it at once.
 
-    A lock, O_APPEND and a single write keep the lines together at the end of the file. A line that a killed process
-    left unfinished is ended first. Numbers that JSON lacks (infinity, NaN) become null.
+    The rows are written under a lock, with O_APPEND and a single write. If a killed process left an unfinished line, a
+    newline is written first. Infinity and NaN become null.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     Raises
     ------
     OutputError
-        The path is no regular file, or there is no room for the rows.
+        If the path is not a regular file, or the disk is full.
 
     Examples
     --------
@@ -71,19 +71,19 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 def samples_suffix(path: str | Path | None) -> None:
-    """Refuse a file of samples of another kind than .npz and .parquet (HeadError)."""
+    """Raise a HeadError if a file for samples does not end in .npz or .parquet."""
     if path is not None and Path(path).suffix not in (".npz", ".parquet"):
         raise HeadError(f"{path}: the file's name must end in .npz or .parquet")
 
 
 def results_file(path: str | Path) -> Path:
-    """The file that rows are appended to, links followed; OutputError for what is neither a file nor ``/dev/null``."""
+    """The file to append rows to, with links resolved; OutputError unless it is a file or ``/dev/null``."""
     return Path(path) if str(path) == os.devnull else checked_target(path)
 
 
 def _append(descriptor: int, data: bytes) -> None:
-    """One write at the end of a file; OSError, and the file as it was, where the disk is full."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process's line may be half written: wait for its end
+    """Append with one write; OSError, with the file unchanged, if the disk is full."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process may be in the middle of a line
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         data = b"\n" + data
@@ -93,7 +93,7 @@ def _append(descriptor: int, data: bytes) -> None:
 
 
 def _plain(value: object) -> object:
-    """The value in JSON's types: numpy scalars and arrays unpacked, non-finite numbers None."""
+    """The value as JSON types: NumPy scalars and arrays converted, non-finite numbers None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -112,23 +112,23 @@ Block = tuple[str, Row, int, dict[str, object]]
 def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequence[str]] | None = None) -> Path:
     """Write NLL and rank of every head on every sample to ``.npz`` or ``.parquet``.
 
-    Of multi-label heads these are logits and targets: arrays (H, N, L) and (N, L), or a line per sample and class.
+    For multi-label heads, writes logits (H, N, L) and targets (N, L), or a line per sample and class.
 
     Parameters
     ----------
     judgement : from `heads.judge` with ``per_sample=True``
     path : file to write
-    ids : for each store in the judgement the sample ids of all its rows
+    ids : sample ids of all rows, by the name of the store in the judgement
 
     Raises
     ------
     HeadError
-        For another suffix, or a judgement without samples.
+        For another suffix, or a judgement without per-sample results.
     """
     rows = {store: table.rows for store, table in judgement.samples.items()}
     rows |= {store: table.rows for store, table in judgement.scores.items()}
     if not rows:
-        raise HeadError("no single samples were kept; call heads.judge with per_sample=True")
+        raise HeadError("there are no per-sample results; call heads.judge with per_sample=True")
     known = {store: np.asarray(ids[store])[places] for store, places in rows.items()} if ids else {}
     if judgement.scores:
         return _write_scores(judgement, Path(path), known)
@@ -149,7 +149,7 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
 
 
 def _write_scores(judgement: Judgement, path: Path, ids: Mapping[str, NDArray[np.generic]]) -> Path:
-    """The samples of multi-label heads, with their ids by store where they are known."""
+    """Per-sample results of multi-label heads, with the sample ids by store."""
     arrays: dict[str, NDArray[np.generic]] = {}
     for store, table in judgement.scores.items():
         arrays |= {f"{store}/rows": table.rows, f"{store}/targets": table.targets, f"{store}/logits": table.logits}
@@ -178,7 +178,7 @@ def write_confusion(judgement: Judgement, path: str | Path) -> Path:
         For another suffix, or a judgement without counts.
     """
     if not judgement.confusion:
-        raise HeadError("no confusion counts were kept; call heads.judge with confusion=True")
+        raise HeadError("there are no confusion counts; call heads.judge with confusion=True")
     classnames = {f"{store}/classnames": np.asarray(names) for store, names in judgement.classnames.items()}
 
     def blocks() -> Iterator[Block]:
@@ -196,7 +196,7 @@ def write_confusion(judgement: Judgement, path: str | Path) -> Path:
 def _write(
     path: Path, judgement: Judgement, arrays: dict[str, NDArray[np.generic]], blocks: Callable[[], Iterator[Block]]
 ) -> Path:
-    """Write the arrays, or the blocks as one table, atomically: a reader sees the whole file or none."""
+    """Write the arrays (.npz), or the blocks as one table (.parquet), atomically."""
     buffer = io.BytesIO()
     if path.suffix == ".npz":
         alphas = np.asarray([row.get("alpha", np.nan) for row in judgement.rows], np.float64)

@@ -1,4 +1,4 @@
-"""Reading results rows: one dict per head, with keys ``"<data set>:<metric>"``; interpolations have a float `alpha`."""
+"""Access to results rows: one dict per head, with keys ``"<data set>:<metric>"``; interpolations have `alpha`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from heads.evaluation.metrics import Metric, Row, metric_of
 Point: TypeAlias = tuple[float, float]
 
 MEAN = "shifted mean"
-"""Title of the column of means over the shifted data sets."""
+"""Title of the column with the mean over the shifted data sets."""
 
 
 def datasets_of(rows: Sequence[Mapping[str, object]], metric: str = "top1") -> list[str]:
-    """Data sets that the rows have this metric of, in order of appearance.
+    """Data sets for which the rows have this metric, in order of appearance.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def datasets_of(rows: Sequence[Mapping[str, object]], metric: str = "top1") -> l
 
 
 def main_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The metrics that short tables show: accuracy and NLL, or those of multi-label heads.
+    """Metrics of short tables: accuracy and NLL, or those of multi-label heads.
 
     Examples
     --------
@@ -44,12 +44,12 @@ def main_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
 def choose_datasets(
     rows: Sequence[Row], datasets: Sequence[str] | None, reference: str | None, metric: str = "top1"
 ) -> tuple[str, list[str]]:
-    """The in-distribution data set, by default the first, and the shifted ones, by default all that have the metric.
+    """The in-distribution data set (default: the first), and the shifted ones (default: all others with the metric).
 
     Raises
     ------
     HeadError
-        If the rows lack the metric of one of them.
+        If the rows lack the metric for one of them.
     """
     known = datasets_of(rows, metric)
     if not known:
@@ -71,9 +71,9 @@ def value_of(row: Row, dataset: str, metric: str) -> float | None:
 
 
 def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
-    """Unweighted mean over data sets; None if one is missing, since means over different sets do not compare.
+    """Unweighted mean over data sets; None if one is missing, since means over different sets are not comparable.
 
-    Data sets whose rows the head was fitted on do not count (``shifted_left_out``).
+    Data sets that the head was fitted on (``shifted_left_out``) are left out.
     """
     datasets = [name for name in datasets if name not in row.get("shifted_left_out", ())]
     values = [value for name in datasets if (value := value_of(row, name, metric)) is not None]
@@ -81,7 +81,7 @@ def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
 
 
 def shifts_of(rows: Sequence[Row], first: str, others: Sequence[str], metric: str = "top1") -> list[str]:
-    """Of some data sets the shifted ones: those on which a head was evaluated that has figures on the first, too.
+    """The shifted data sets among `others`: those on which some head was evaluated that was also evaluated on `first`.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def point_of(row: Row, first: str, shifted: Sequence[str], metric: str) -> Point
 
 
 def curve_of(path: Sequence[Row], dataset: str, metric: str, factor: float = 1.0) -> npt.NDArray[np.float64]:
-    """(alphas, 2) of alpha and value times `factor`, of the rows that were evaluated on the data set."""
+    """Alpha and value times `factor`, (A, 2), of the rows that were evaluated on the data set."""
     pairs = [(alpha_of(row) or 0.0, value_of(row, dataset, metric)) for row in path]
     return np.array([(alpha, value * factor) for alpha, value in pairs if value is not None])
 
@@ -116,7 +116,7 @@ def format_value(value: float | None, metric: Metric) -> str:
 
 
 def choice_text(entry: Row) -> str:
-    """How well the chosen head did on the selection split, in the metric's unit, and whether others did as well.
+    """The value of the chosen head on the selection split, in the unit of the metric, and the number of ties.
 
     Examples
     --------
@@ -132,17 +132,17 @@ def choice_text(entry: Row) -> str:
 
 
 def name_of(row: Row) -> str:
-    """Name of the head of a row; in WiSE-FT's files, which have no heads, that of the experiment."""
+    """Name of the head of a row; for WiSE-FT's files, which name no heads, that of the experiment."""
     return str(row.get("head") or row.get("name") or row.get("exp_name") or _wise_ft_name(row) or "head")
 
 
 def is_wise_ft(row: Row) -> bool:
-    """Whether WiSE-FT's program wrote the row, which then holds its arguments."""
+    """Whether WiSE-FT's code wrote the row, which then contains its arguments."""
     return "eval_datasets" in row or "results_db" in row
 
 
 def _wise_ft_name(row: Row) -> str:
-    """What WiSE-FT's rows without a name are called: by their model."""
+    """Name for WiSE-FT's rows that have none, from their model."""
     if not is_wise_ft(row):
         return ""
     how = "linear classifier" if row.get("freeze_encoder") else "end to end"
@@ -169,9 +169,9 @@ def label_of(row: Row) -> str:
 
 
 def comparable(rows: Sequence[Row], title: str = "") -> list[bool]:
-    """Which rows count for the best of a column: the inductive ones, if there are any, not fitted on that data set.
+    """Which rows may be the best of a column: inductive heads, if there are any, that were not fitted on that data set.
 
-    Of means over shifts none does where some head was fitted on a data set that counts in the others' means.
+    For the mean over shifts, no row may if the means leave out different data sets.
 
     Examples
     --------
@@ -188,7 +188,7 @@ def comparable(rows: Sequence[Row], title: str = "") -> list[bool]:
 
 
 def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Interpolation rows by name, each path in ascending alpha; of repeated rows the first counts."""
+    """Interpolation rows by name, each path in ascending alpha; the first of repeated rows is used."""
     paths: dict[str, dict[float, Row]] = {}
     for row in rows:
         alpha = alpha_of(row)
@@ -198,7 +198,7 @@ def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def log_line(row: Row) -> str:
-    """The figures of a row as the last line of Lipsum-FT's log, whose NLL is capped (`nll_capped`).
+    """Metrics of a row in the format of the last line of Lipsum-FT's log, which has the capped NLL (`nll_capped`).
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""The page of a run: one HTML file that needs no network. The only file that imports Jinja2.
+"""The report as a self-contained HTML page. The only file that imports Jinja2.
 
-Every text from outside (names of heads, data sets and classes) goes through Jinja2's escaping, control characters are
-shown as spaces, and the page's content security policy allows its own script alone, by its digest.
+External text (names of heads, data sets and classes) is escaped by Jinja2, control characters are replaced, and the
+page's content security policy allows only its own script, by digest.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MOST_CLASSES, MOST_CONFUSIONS, MOST_HEADS, MOST_IN_GROUPS = 40, 12, 1000, 8
 
 @dataclass(frozen=True)
 class Background:
-    """What a report shows beside the rows; all of it is optional.
+    """Optional content of a report besides the rows.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the template shows."""
+    """Content of the template."""
 
     title: str
     made: str
@@ -123,15 +123,15 @@ def write_page(
 ) -> Path:
     """Write the page of some results rows, at most 2 MB.
 
-    Where all heads do not fit, the best by the first metric on the in-distribution data set are shown, and it says so.
+    If not all heads fit, the best by the first metric on the in-distribution data set are shown, with a note.
 
     Parameters
     ----------
     rows : one per head, as `heads.evaluate` returns them
-    path : of the HTML file; its folder is made
+    path : HTML file; its folder is created
     shown : data sets and metrics
     title : heading
-    background : what else is shown
+    background : further content
 
     Raises
     ------
@@ -417,7 +417,7 @@ def _or_one(value: float | None) -> float:
 
 
 def provenance_facts(rows: Sequence[Row], most: int = 30) -> dict[str, str]:
-    """Where heads come from: model, parameters, splits they were fitted and chosen on."""
+    """Provenance of heads: model, parameters, and the splits they were fitted and chosen on."""
     facts: dict[str, str] = {}
     for row in rows:
         parts = [str(row.get("encoder") or row.get("model") or "")]
@@ -433,7 +433,7 @@ def provenance_facts(rows: Sequence[Row], most: int = 30) -> dict[str, str]:
 
 
 def split_text(split: Mapping[str, object]) -> str:
-    """A split in a record of a fit, as ``name/split``."""
+    """A split of a provenance record as ``name/split``."""
     name, part = split.get("name"), split.get("split")
     return f"{name}/{part}" if part else f"texts/{name}"
 
