@@ -1,10 +1,10 @@
-"""The default path of logistic regression against one fit of the C that it chooses.
+"""Logistic regression with its default path of C, against one fit at the C that it chooses.
 
     python -m benchmarks.bench_default_path --out benchmarks/results/default-path.json
 
-`Logistic()` looks for C itself; ``Logistic(C=...)`` is then given what it chose. Rows of ten classes are drawn from
-class means and one within-class covariance, at three spreads (`logistic_cases.drawn`). Both take turns; beside the
-seconds stand products with the rows, a product with a part of them counted by its share, which no load changes.
+`Logistic()` chooses C; ``Logistic(C=...)`` is then fitted at the chosen value. Rows of ten classes are drawn from class
+means and a common within-class covariance, at three spreads (`logistic_cases.drawn`). Both take turns. Products with
+the rows are counted as well (products with some of the rows by their share), which do not depend on the load.
 """
 
 from __future__ import annotations

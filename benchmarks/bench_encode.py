@@ -29,7 +29,7 @@ BAR = 1.10
 
 
 def write_jpegs(folder: Path, n: int) -> None:
-    """Photo-like JPEGs of 500 x 375: smooth noise, so that decoding costs what it costs on photos."""
+    """JPEGs of 500 x 375 with smooth noise, which take as long to decode as photographs."""
     chance = np.random.default_rng(0)
     target = folder / "train" / "noise"
     target.mkdir(parents=True)

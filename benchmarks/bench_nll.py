@@ -46,7 +46,7 @@ Work = Callable[[], object]
 
 
 class Inputs:
-    """Unit rows, heads and labels; and the arrays that the bare product writes."""
+    """Unit rows, heads and labels, and output arrays of the bare product."""
 
     def __init__(self, sizes: dict[str, int], n_heads: int, dtype: torch.dtype = torch.float32) -> None:
         draw = np.random.default_rng(0)
@@ -60,7 +60,7 @@ class Inputs:
 
 
 def eager_counts(X: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `linear_nll` gives of one head, in torch with all logits."""
+    """The metrics of `linear_nll` for one head, in torch with all logits."""
     z = SCALE * (X @ w.T).float()
     loss = torch.nn.functional.cross_entropy(z, y, reduction="sum")
     target = z.gather(1, y[:, None])
@@ -77,13 +77,13 @@ def eager_counts(X: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[tor
 
 
 def loss_and_argmax(X: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The least that is of use."""
+    """Loss and argmax only."""
     z = SCALE * (X @ w.T).float()
     return torch.nn.functional.cross_entropy(z, y), (z.argmax(1) == y).sum()
 
 
 def contestants(inputs: Inputs, *, compiled: bool = True) -> dict[str, Work]:
-    """Each way to judge all heads of the inputs, by its name."""
+    """The methods to evaluate all heads, by name."""
     X, W, y = inputs.X, inputs.W, inputs.y
     out = torch.empty(len(X), W.shape[1], dtype=X.dtype)
 
@@ -106,7 +106,7 @@ def contestants(inputs: Inputs, *, compiled: bool = True) -> dict[str, Work]:
 
 
 def alpha_contestants(inputs: Inputs) -> dict[str, Work]:
-    """A path of interpolations of two heads, and one head beside it."""
+    """A path of interpolations of two heads, and a single head."""
     X, W, y = inputs.X, inputs.W, inputs.y
     alphas = np.linspace(0, 1, N_ALPHAS).tolist()
     between = [(1 - a) * W[0] + a * W[1] for a in alphas]
@@ -142,7 +142,7 @@ def can_compile() -> str | None:
 
 
 def peak_mib(work: Work) -> float:
-    """MiB that resident memory rises by at its highest while `work` runs; Linux only."""
+    """Peak increase of resident memory in MiB while `work` runs; Linux only."""
     status = Path("/proc/self/status")
 
     def field(name: str) -> int:
@@ -155,7 +155,7 @@ def peak_mib(work: Work) -> float:
 
 
 def memory(sizes: dict[str, int], n_heads: int, threads: int, name: str) -> float:
-    """`peak_mib` of one contestant in a process of its own."""
+    """`peak_mib` of one method, in a separate process."""
     arguments = [json.dumps(sizes), str(n_heads), str(threads), name]
     command = [sys.executable, "-m", "benchmarks.bench_nll", "--peak", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
@@ -163,7 +163,7 @@ def memory(sizes: dict[str, int], n_heads: int, threads: int, name: str) -> floa
 
 
 def print_peak(sizes: dict[str, int], n_heads: int, threads: int, name: str) -> None:
-    """What `memory` runs: compile and start the libraries' threads on few rows, then measure all."""
+    """Run by `memory`: compile and start the libraries' threads on few rows, then measure all rows."""
     limit_threads(threads)
     few, inputs = Inputs({**sizes, "N": 300}, n_heads), Inputs(sizes, n_heads)
 
@@ -182,7 +182,7 @@ def limit_threads(threads: int) -> None:
 
 
 def agreement(inputs: Inputs) -> float:
-    """Largest error of our NLL of the first rows, in nats, truth in float64."""
+    """Largest error of our NLL on the first rows, in nats, against float64."""
     kw: dict[str, Any] = {"logit_scale": SCALE, "per_sample": True}
     X, W, y = inputs.X[:500], inputs.W[:2], inputs.y[:500]
     truth = linear_nll(X.double(), W, y, impl="reference", **kw).row_nll
@@ -190,7 +190,7 @@ def agreement(inputs: Inputs) -> float:
 
 
 def judge(name: str, seconds: dict[str, list[float]], bars: list[dict[str, Any]]) -> None:
-    """The bars on time of one set of contestants."""
+    """The bars for the times of one set of methods."""
     product = min((v for k, v in seconds.items() if k.startswith("product")), key=median)
     for key, other in (("product", product), ("eager", seconds["eager"])):
         value = median(seconds["ours"]) / median(other)
@@ -247,7 +247,7 @@ def main() -> None:
 
 
 def peaks(sizes: dict[str, int], options: argparse.Namespace, bars: list[dict[str, Any]]) -> dict[str, float]:
-    """Memory of ours, of the path and of eager torch, where the system tells it."""
+    """Peak memory of ours, of the path and of eager torch, on Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return {}
     wanted = [(h, "ours") for h in options.heads] + [(2, f"{N_ALPHAS} alphas"), (1, "chunked"), (1, "eager")]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_slow_heads FOLDER --out slow-heads.json
 
-FOLDER holds ``imagenet_fewshot.npz``; without it, rows of the same size are drawn. Each head is fitted once beside a
-plain implementation of the same training in torch (autograd, one fold after another; for logistic every C of the path
-by every fold, each to its optimum). Besides the seconds, the file has CPU seconds, which other work on the machine
-changes less, and says whether both chose the same setting.
+FOLDER contains ``imagenet_fewshot.npz``; without it, random rows of the same size are used. Each head is fitted once and
+compared with a plain torch implementation of the same training (autograd, one fold after another; for logistic, every C
+of the path on every fold, each to its optimum). The record also has CPU seconds, which depend less on other load, and
+whether both chose the same setting.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Rows = tuple[NDArray[np.floating], NDArray[np.int64], LinearHead]
 
 
 def few_shot_rows(folder: Path | None, classes: int, dim: int = 512) -> Rows:
-    """Features, labels and a zero-shot head: real ones of the first classes, or drawn ones."""
+    """Features, labels and a zero-shot head: real ones of the first classes, or random ones."""
     if folder is not None:
         with np.load(folder / "imagenet_fewshot.npz") as file:
             X, y = file["train_features"], file["train_labels"].astype(np.int64)
@@ -106,20 +106,20 @@ def plain_keys(rows: Rows, epochs: int) -> float:
 
 
 def whole_path(rows: Rows) -> float:
-    """The C that folds choose of the whole path: the same solver, which ends no path early."""
+    """The C chosen by folds on the whole path, with the same solver but without early stopping of paths."""
     with_all = [*CS[:-1], CS[-1] * (1 + 1e-12)]
     return float(heads.Logistic(with_all, tol=FOLD_TOL).fit(rows[0], rows[1]).C_)
 
 
 def timed(run: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds, CPU seconds, and what was chosen."""
+    """Seconds, CPU seconds, and the chosen setting."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = run()
     return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu, "found": found}
 
 
 def bench(rows: Rows, names: Sequence[str], steps: int, epochs: int, *, plain: bool) -> dict[str, Any]:
-    """Each head, and the plain implementation unless it is left out."""
+    """All heads, and the plain implementations unless left out."""
     X, y, text = rows
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "lp_plus_plus": (

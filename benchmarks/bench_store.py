@@ -27,7 +27,7 @@ Timer = Callable[[], object]
 
 
 def write(folder: Path, n_rows: int, dim: int, chunk_rows: int) -> ArraySpec:
-    """The same rows as chunk files under zarr metadata and as one npy file."""
+    """The same rows as chunk files with zarr metadata and as one npy file."""
     features = np.random.default_rng(0).standard_normal((n_rows, dim), dtype=np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     stored = features.astype(np.float16)
@@ -44,7 +44,7 @@ def write(folder: Path, n_rows: int, dim: int, chunk_rows: int) -> ArraySpec:
 
 
 def preadv_reader(folder: Path, spec: ArraySpec) -> Callable[[int, int, np.ndarray], None]:
-    """The reader that the map replaced: `preadv` of chunk files into the buffer, on two threads."""
+    """The reader that was replaced by the map: `preadv` of chunk files into the buffer, on two threads."""
     pool = ThreadPoolExecutor(2)
 
     def read_chunk(span: tuple[int, slice, slice], out: np.ndarray) -> None:

@@ -39,7 +39,7 @@ Read = Callable[[int, int, torch.Tensor], object]
 
 
 def featcache_writer(chunk_rows: int, synced: bool, finished: bool = False, one_by_one: bool = False) -> Write:
-    """Writes chunks, two at a time or one by one; with `finished`, also hashes them again and puts the manifest."""
+    """Writes chunks, two at a time or one by one; with `finished`, also hashes them again and writes the manifest."""
 
     def write(path: Path, rows: Rows) -> None:
         spec = ArraySpec("features", "<f2", rows.shape, chunk_rows, float("nan"))
@@ -69,7 +69,7 @@ def featcache_writer(chunk_rows: int, synced: bool, finished: bool = False, one_
 
 
 def floor_writer(chunk_rows: int) -> Write:
-    """What chunk files and their checksums cost at least: a folder, a file and a hash each, with one thread."""
+    """The minimum cost of chunk files with checksums: a folder, a file and a hash each, with one thread."""
 
     def write(path: Path, rows: Rows) -> None:
         for number, start in enumerate(range(0, len(rows), chunk_rows)):

@@ -1,13 +1,13 @@
-"""What checking chunks on first read costs: the share of a fit that goes into hashing.
+"""Cost of checking chunks on first read: the share of a fit that is spent on hashing.
 
 ``python -m benchmarks.bench_verify [--tiny] [--seconds S] [--out FILE]``
 
-A store of 1 GiB of float16 features lies in the page cache. Each fit opens it anew, as a new process would: nothing is
-known to be sound. The fits take turns, in a new order each round, until the time is over. The checks of a fit are timed
-inside it, and a cost is the median over rounds of their seconds per second of the rest: a fit takes so much longer than
-one with ``verify="never"`` at most, since the rows that were just hashed are then read from a warm cache. (Fits timed
-with and without checks differ by more from turn to turn than by the checks.) The kept moments are removed before every
-fit but those of "ridge, kept moments", whose first pass reads no features. Bar: checking takes at most 10% of a fit.
+A store of 1 GiB of float16 features is in the page cache. Each fit opens it like a new process, with no chunk checked
+yet. The fits take turns, in a new order each round, until time is up. The checks are timed within the fit, and the cost
+is the median over rounds of their time relative to the rest of the fit. This is an upper bound of the slow-down against
+``verify="never"``, since hashing also warms the CPU cache for the fit. (Fits timed with and without checks vary more
+between rounds than the checks take.) Cached moments are removed before every fit except "ridge, kept moments", whose
+first pass reads no features. Bar: checking takes at most 10% of a fit.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def write(root: Path, n_rows: int, dim: int, n_classes: int) -> Path:
 
 
 def contest(path: Path) -> dict[str, Timer]:
-    """Fits of a store that is opened anew, and one pass over its rows."""
+    """Fits on a freshly opened store, and one pass over its rows."""
 
     def opened() -> ImageStore:
         checks.forget()
@@ -77,7 +77,7 @@ def contest(path: Path) -> dict[str, Timer]:
 
 
 class Stopwatch:
-    """Seconds that readers wait for their checks."""
+    """Timer of the seconds that readers spend on checks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -102,7 +102,7 @@ class Stopwatch:
 
 
 def race(path: Path, limit: float, most: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of each fit, and those of its checks, by round: at least one, then as many as the time allows."""
+    """Seconds of each fit and of its checks, by round; as many rounds as the time allows, at least one."""
     timers, watch = contest(path), Stopwatch()
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     checking: dict[str, list[float]] = {name: [] for name in timers}

@@ -1,11 +1,11 @@
-"""Everything that a GPU has to show, with whatever this python can import: tests, then benchmarks, in one record.
+"""All GPU tests and benchmarks that can run with the libraries of this Python, in one record.
 
 ``python -m benchmarks.gpu_bare [--out FILE] [--seconds 480] [--device cpu]``
 
-For machines with a card and little else: no network, nothing is installed. Each step runs in a process of its own with
-a share of the time, and is left out, with the reason in the record, where a library is missing or the time is spent. A
-step that fails is in the record with the end of what it printed; the exit code is then 1. ``--device cpu`` runs the
-benchmarks tiny on a CPU, which says only that the command works.
+For GPU machines with few libraries and no network; nothing is installed. Each step runs in a separate process with a
+share of the time. It is skipped, with the reason in the record, if a library is missing or the time is used up. A
+failed step is recorded with the end of its output, and the exit code is 1. ``--device cpu`` runs the benchmarks at tiny
+sizes on a CPU, only to show that the command works.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ENCODING = (*PROJECT, "open_clip", "torchvision", "PIL")
 
 @dataclass(frozen=True)
 class Step:
-    """A command, what it imports, and the most seconds it gets."""
+    """A command, the libraries it imports, and its time limit in seconds."""
 
     name: str
     needs: tuple[str, ...]

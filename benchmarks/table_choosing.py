@@ -54,11 +54,11 @@ TO_PRIOR: Mapping[str, Mapping[str, Any]] = {
 }
 
 EM_STEPS = (None, 5, 100)
-"""Steps a round of EM-Dirichlet; None for the exact maximum."""
+"""Steps per round of EM-Dirichlet; None for the exact maximum."""
 
 
 def of_set(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Ridge and kNN on one data set, chosen by leaving training rows out, and on the validation split."""
+    """Ridge and kNN on one data set, with hyper-parameters chosen by leave-one-out and on the validation split."""
     stores, rows = stores_of(folder, name), []
     for split in (None, "val"):
         selection = None if split is None else stores[split]
@@ -71,7 +71,7 @@ def of_set(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def of_imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
-    """Few-shot ImageNet: the zero-shot head, and ridge that shrinks to it."""
+    """Few-shot ImageNet: the zero-shot head, and ridge that shrinks towards it."""
     stores = stores_of(folder, IMAGENET)
     prior = zero_shot_head(folder, stores["train"])
     rows = [_row(IMAGENET, "zero-shot", None, prior, stores["test"], 0.0)]

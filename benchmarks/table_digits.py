@@ -53,7 +53,7 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Method:
-    """A fine-tuned row: what it adds to plain fine-tuning, and the grid its weight is chosen from."""
+    """A fine-tuned row: what it adds to plain fine-tuning, and the grid of its weight."""
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -105,7 +105,7 @@ LRS = (1e-4, 3e-4, 1e-3)
 
 
 class Table:
-    """The rows, each made once."""
+    """The rows of the table, each computed once."""
 
     def __init__(self, work: Path, epochs: int, tiny: bool) -> None:
         self.work, self.root = work, work / "cache"
@@ -122,7 +122,7 @@ class Table:
         return values
 
     def train(self, options: dict[str, Any], what: str) -> dict[str, Any]:
-        """Fine-tune, or find the run; its best figures on the selection split."""
+        """Fine-tune, unless the run exists; returns its best metrics on the selection split."""
         folder = self.work / "runs" / _digest(options)
         done = folder / "done.json"
         if not done.exists():
@@ -139,7 +139,7 @@ class Table:
         return json.loads(done.read_text()) | {"folder": folder}  # type: ignore[no-any-return]
 
     def choose(self, name: str, candidates: Mapping[float, dict[str, Any]]) -> float:
-        """The value whose run has the least NLL on the selection split."""
+        """The value whose run has the lowest NLL on the selection split."""
         if len(candidates) == 1:
             return next(iter(candidates))
         nll = {value: self.train(options, f"{name} {value:g}")["val"]["nll"] for value, options in candidates.items()}
@@ -206,7 +206,7 @@ class Table:
         return self.row("WiSE", seed, options, make)
 
     def merged(self, merge: Merged, folders: Sequence[Path]) -> dict[str, Any]:
-        """Row of one model made of several, which have their heads beside them."""
+        """Row of a model merged from several with their heads."""
 
         def make() -> dict[str, Any]:
             best, found = math.inf, {}
@@ -242,7 +242,7 @@ class Table:
         return head, f"local-dir:{out}"
 
     def metrics(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of an evaluation's row that the table shows."""
+        """The metrics of an evaluation that the table shows."""
         names = [spec.replace(":", "-") for spec in self.tests]
         return {"metrics": {name: {metric: row[f"{name}:{metric}"] for metric in ("top1", "nll")} for name in names}}
 
@@ -252,7 +252,7 @@ class Table:
         return featcache.embed_text(names, TEMPLATES, root=self.root, name="digits")
 
     def all(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Every row, and the hyper-parameters that were chosen."""
+        """All rows, and the chosen hyper-parameters."""
         plain = Method("FT")
         lr = self.choose("FT, lr", {lr: self.options(lr, plain, None, 0) for lr in self.lrs})
         chosen: dict[str, Any] = {"lr": lr}

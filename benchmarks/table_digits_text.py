@@ -81,7 +81,7 @@ def _value(row: Mapping[str, Any], names: Sequence[str], name: str, metric: str)
 
 
 def _differences(groups: Mapping[str, list[Mapping[str, Any]]], names: Sequence[str]) -> str:
-    """Paired by seed; a difference within its 95 % interval is no result, and is called that."""
+    """Differences paired by seed; those within their 95 % interval are reported as no difference."""
     plain = groups.get("FT", [])
     if len(plain) < 2:
         return "One seed: no spread, so no difference is called a result."

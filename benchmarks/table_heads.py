@@ -1,4 +1,4 @@
-"""Tables of all heads on real CLIP features: full data beside scikit-learn, few-shot curves, few-shot ImageNet.
+"""Tables of all heads on real CLIP features: full data compared with scikit-learn, few-shot curves, few-shot ImageNet.
 
     python -m benchmarks.table_heads DIR --out benchmarks/results
 
@@ -48,7 +48,7 @@ IMAGE_HEADS = (
     HeadGrid("cosine"),
     *(HeadGrid(name, {"standardise": True}) for name in ("ridge", "logistic", "adamw")),
 )
-"""Heads of images alone, with what differs from their defaults."""
+"""Heads fitted on images only, with settings that differ from the defaults."""
 USUAL = "logistic"  # the probe that most papers report; the others are compared with it
 SHOTS, SEEDS, IMAGENET_SHOTS = (1, 2, 4, 8, 16), (0, 1, 2), (1, 2, 4)
 ROWS_ALONE = ("ridge", "logistic", "discriminant", "nearest_mean")
@@ -61,7 +61,7 @@ TEXT_HEADS = {
     "taskres": "discriminant",
     "prolip": "discriminant",
 }
-"""Heads of rows and texts, and the head of rows alone that each is compared with."""
+"""Heads fitted on images and texts, and the image-only head that each is compared with."""
 TRANSDUCTIVE = ("transclip", "label_propagation")
 LOGIT_SCALE = 100.0
 
@@ -88,12 +88,12 @@ def stores_of(folder: Path, name: str) -> dict[str, ResidentStore]:
 
 
 def label_of(head: str, setting: Mapping[str, Any]) -> str:
-    """How the tables name a head with its settings."""
+    """Name of a head with its settings in the tables."""
     return ", ".join([head, *(f"{name}={value}" for name, value in setting.items())])
 
 
 def full_data(folder: Path, names: Sequence[str], kept: Kept, draws: int = 2000) -> list[dict[str, Any]]:
-    """Every head that needs no texts, fitted on the whole train split, and scikit-learn's with the same choices."""
+    """All image-only heads fitted on the whole train split, and scikit-learn's with the same hyper-parameters."""
     rows = []
     for name in names:
         stores = stores_of(folder, name)
@@ -111,7 +111,7 @@ def _fit_full(train: Material, place: int) -> Any:
 def _full_rows(
     data: str, place: int, fit: Callable[[int], Any], stores: Mapping[str, ResidentStore], draws: int
 ) -> list[dict[str, Any]]:
-    """The row of a head, compared with the usual probe, and that of scikit-learn's estimator where there is one."""
+    """The row of a head compared with the usual probe, and the row of scikit-learn's estimator if there is one."""
     grid, test = IMAGE_HEADS[place], stores["test"]
     fitted = fit(place)
     (row,) = heads.evaluate([fitted], [test])
@@ -141,7 +141,7 @@ PEERS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def _peer(name: str, head: str, fitted: Any, stores: Mapping[str, ResidentStore]) -> dict[str, Any]:
-    """scikit-learn's estimator at the hyper-parameters that our head chose; NLL where it gives probabilities."""
+    """scikit-learn's estimator at the hyper-parameters that our head chose; NLL if it has probabilities."""
     (train, labels), (test, truth) = (stores[split].numpy(np.float64) for split in ("train", "test"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lbfgs at its iteration limit
@@ -156,7 +156,7 @@ def _peer(name: str, head: str, fitted: Any, stores: Mapping[str, ResidentStore]
 def few_shot_curves(
     folder: Path, names: Sequence[str], shots: Sequence[int], seeds: Sequence[int], results: Path
 ) -> list[dict[str, Any]]:
-    """The sweep of all heads over shots and seeds; 16 shots are all rows, so that its seeds differ in val alone."""
+    """The sweep of all heads over shots and seeds; 16 shots are all rows, so their seeds differ only in val."""
     opened = {f"{name}/{split}": store for name in names for split, store in stores_of(folder, name).items()}
     data = tuple(Splits(f"{name}/train", (f"{name}/test",), f"{name}/val") for name in names)
     plan = SweepPlan(IMAGE_HEADS, data, shots=tuple(shots), seeds=tuple(seeds), select_shots=4)
@@ -183,14 +183,14 @@ def imagenet(folder: Path, shots: Sequence[int], kept: Kept, draws: int = 2000) 
 
 
 class _FewShot:
-    """The heads of ImageNet from one sample of its rows; `row` fits one, and compares it."""
+    """The heads for one sample of ImageNet rows; `row` fits one and compares it."""
 
     def __init__(self, train: Any, test: ResidentStore, zero_shot: LinearHead, draws: int) -> None:
         self.train, self.test, self.zero_shot, self.draws = train, test, zero_shot, draws
         self.alone = cache(lambda name: make_head(name, {}).fit(train))
 
     def all(self) -> dict[str, tuple[Callable[[], Any], str | None]]:
-        """How each head is fitted, and the name of the head of rows alone that it is compared with, if any."""
+        """How each head is fitted, and the image-only head that it is compared with, if any."""
         found: dict[str, tuple[Callable[[], Any], str | None]] = {
             name: (partial(self.alone, name), None) for name in ROWS_ALONE
         }
@@ -285,7 +285,7 @@ _NOTES = (
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], metric: str, factor: float, digits: int) -> str:
-    """A line a data set and head, a column a number of shots."""
+    """One line per data set and head, one column per number of shots."""
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in rows:
         data = row["data"].partition("/")[0]
@@ -301,7 +301,7 @@ def _curves(rows: Sequence[Mapping[str, Any]], metric: str, factor: float, digit
 
 
 def _differences(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracies less those of the usual probe on the same rows, a line a head, a column a number of shots."""
+    """Accuracy minus that of the usual probe on the same rows, one line per head, one column per number of shots."""
     found: dict[str, dict[tuple[Any, ...], float]] = {}
     for row in rows:
         data, label = row["data"].partition("/")[0], label_of(row["head"], row["setting"])
@@ -344,7 +344,7 @@ def _imagenet_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], other: str, what: str) -> str:
-    """Which intervals of accuracy against a head exclude zero, said in words; a null result is stated as one."""
+    """Which accuracy differences from a head have intervals that exclude zero, in words; also states null results."""
     said: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
     for row in rows:
         for key in (key for key in row if key.startswith("against ")):

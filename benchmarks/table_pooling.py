@@ -1,4 +1,4 @@
-"""What pooling of patch tokens costs where a small part of the image decides the class, and where all of it does.
+"""Accuracy of pooled patch tokens if a small part of the image determines the class, and if the whole image does.
 
 ``python -m benchmarks.table_pooling --out benchmarks/results/table_pooling.json`` draws pictures, encodes them once
 with the tokens of two layers, and fits ridge on the class token and on pooled tokens, and the attentive probe on the
@@ -27,7 +27,7 @@ TASKS = ("marked", "whole")
 
 
 def pictures(task: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, 64, 64, 3) uint8 and their classes (n,).
+    """Images (n, 64, 64, 3) uint8 and their classes (n,).
 
     ``marked``: 12 squares of random colours, one of which has a white middle: the class is its colour. ``whole``: the
     colour of the background, under the same squares.
@@ -83,7 +83,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, and write it with the machine's facts."""
+    """Print the table, and write it with machine facts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2000, help="pictures of each split")
     parser.add_argument("--model", default="tiny")
