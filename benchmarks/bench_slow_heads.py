@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_slow_heads FOLDER --out slow-heads.json
 
-FOLDER contains ``imagenet_fewshot.npz``; without it, random rows of the same size are used. Each head is fitted once and
+FOLDER contains ``imagenet_fewshot.npz``; without it, random rows of that size are used. Each head is fitted once and
 compared with a plain torch implementation of the same training (autograd, one fold after another; for logistic, every C
 of the path on every fold, each to its optimum). The record also has CPU seconds, which depend less on other load, and
 whether both chose the same setting.
