@@ -9,12 +9,13 @@ import contextlib
 import difflib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key
-from featcache.datasets.classes import with_classes
+from featcache.datasets.classes import relabelled
 from featcache.datasets.files import empty_classes_later, warn_empty_classes
 from featcache.datasets.holdout import HOLDOUT_OPTIONS, Holdout, divided
 from featcache.datasets.options import take_options
@@ -144,7 +145,8 @@ def _open(
         found = opener(argument, holdout.of if holdout else split, labels=labels, name=name)
     datasets: list[Dataset] = found if isinstance(found, list) else [found]
     if listed:
-        datasets = [with_classes(dataset, listed, numbered=source in NUMBERED) for dataset in datasets]
+        numbered = source in NUMBERED
+        datasets = [replace(data, index=relabelled(data.index, listed, numbered=numbered)) for data in datasets]  # type: ignore[type-var]
         for where in places:
             warn_empty_classes(datasets[0].index, where, stacklevel=4)
     if holdout:

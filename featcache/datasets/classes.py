@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.base import Dataset, SampleIndex
+from featcache.datasets.base import SampleIndex
 from featcache.errors import DatasetError
 from featcache.prompts.class_lists import ClassList, load_class_list
 from featcache.prompts.text_files import CLASS_FILE
@@ -28,11 +28,6 @@ def listed_beside(index: SampleIndex, folder: Path) -> SampleIndex:
     """
     file = folder / CLASS_FILE
     return relabelled(index, load_class_list(file), numbered=True) if file.is_file() else index
-
-
-def with_classes(dataset: Dataset, listed: ClassList, *, numbered: bool) -> Dataset:
-    """The data set under another class list; see `relabelled`."""
-    return replace(dataset, index=relabelled(dataset.index, listed, numbered=numbered))  # type: ignore[type-var]
 
 
 def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> SampleIndex:

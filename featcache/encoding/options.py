@@ -116,15 +116,10 @@ class EncodeOptions:
             check_pool(self.pool)
             if not any(map(has_tokens, self.taps)):
                 raise FeatcacheError(f"pool {self.pool}: no tap with tokens to pool; name one, such as --tap patch")
-        for name, value, least in (
-            ("batch_size", 1 if self.batch_size is None else self.batch_size, 1),
-            ("chunk_rows", 1 if self.chunk_rows is None else self.chunk_rows, 1),
-            ("workers", 1 if self.workers is None else self.workers, 1),
-            ("max_bad", self.max_bad, 0),
-            ("views", self.views, 0),
-            ("view_seed", self.view_seed, 0),
-        ):
-            if value < least:
+        least_values = {"batch_size": 1, "chunk_rows": 1, "workers": 1, "max_bad": 0, "views": 0, "view_seed": 0}
+        for name, least in least_values.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise FeatcacheError(f"{name} is {value}, expected at least {least}")
         if self.views > MOST_VIEWS:
             raise FeatcacheError(f"views is {self.views}, expected at most {MOST_VIEWS:,}")

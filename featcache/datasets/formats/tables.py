@@ -186,7 +186,8 @@ def _read_parquet(path: Path, nested: Collection[str] = ()) -> Table:
         check_regular(path)
         schema = parquet.read_schema(path)
         lists = [field.name for field in schema if field.name in nested and pa.types.is_list(field.type)]
-        flat = [field.name for field in schema if not pa.types.is_nested(field.type) and not _is_bytes(pa, field.type)]
+        left_out = pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary
+        flat = [field.name for field in schema if not any(check(field.type) for check in left_out)]
         table = parquet.read_table(path, columns=[*flat, *lists])
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path}: cannot be read as Parquet ({error}); check the path and the file") from error
@@ -198,10 +199,6 @@ def _read_parquet(path: Path, nested: Collection[str] = ()) -> Table:
     return _plain(texts, str(path), nested)
 
 
-def _is_bytes(pa: Any, kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
 def _as_python(pa: Any, column: Any) -> list[object]:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     simple = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
@@ -211,14 +208,10 @@ def _as_python(pa: Any, column: Any) -> list[object]:
     return found
 
 
-def _read_text(delimiter: str) -> Callable[[Path, Collection[str]], Table]:
-    return lambda path, nested: parse_delimited(read_lines(path), str(path), delimiter)
-
-
 FORMATS: dict[str, Callable[[Path, Collection[str]], Table]] = {
     ".parquet": _read_parquet,
-    ".csv": _read_text(","),
-    ".tsv": _read_text("\t"),
+    ".csv": lambda path, nested: parse_delimited(read_lines(path), str(path)),
+    ".tsv": lambda path, nested: parse_delimited(read_lines(path), str(path), "\t"),
     ".jsonl": lambda path, nested: parse_json_lines(read_lines(path), str(path), nested),
 }
 """Extension -> reader."""

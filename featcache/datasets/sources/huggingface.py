@@ -195,7 +195,9 @@ def _indexed(
     wanted = [*dict.fromkeys([label, *columns, *([options["id"]] if "id" in options else [])])]
     _check_columns(data, wanted, where)
     files, cells = _scan_stream(data, image, wanted) if streamed else _scan(data, image, wanted)
-    ids = [str(value) for value in cells[options["id"]]] if "id" in options else _row_ids(split, len(files))
+    ids = [f"{split}/{row:07d}" for row in range(len(files))]
+    if "id" in options:
+        ids = [str(value) for value in cells[options["id"]]]
     targets, classnames = _classes(data.features[label], cells[label], ids, labels)
     return file_index(ids, files, targets, classnames, where, {c: metadata_column(cells[c]) for c in columns})
 
@@ -321,10 +323,6 @@ def _check_columns(data: HubData, columns: Iterable[str], where: str) -> None:
     missing = [column for column in columns if column not in data.features]
     if missing:
         raise DatasetError(f"{where}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
-
-
-def _row_ids(split: str, rows: int) -> list[str]:
-    return [f"{split}/{row:07d}" for row in range(rows)]
 
 
 def _scan(data: HubData, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], Cells]:

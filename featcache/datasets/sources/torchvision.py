@@ -100,7 +100,11 @@ def files_of(source: VisionData, root: Path, split: str, name: str) -> FilesOfCl
     kind = type(source).__name__
     files = [size_and_stamp(Path(path)) for path in paths]
     index = file_index(
-        [_id(path, root) for path in paths], files, _labels(source, kind), classnames_of(source, kind), name
+        [os.path.relpath(path, root).replace(os.sep, "/") for path in paths],
+        files,
+        _labels(source, kind),
+        classnames_of(source, kind),
+        name,
     )
     return FilesOfClass(name, split, index, paths)
 
@@ -162,10 +166,6 @@ def _same_picture(source: VisionData, path: str) -> bool:
     except (OSError, ImageReadError):
         return False
     return np.array_equal(np.asarray(ours), np.asarray(theirs))
-
-
-def _id(path: str, root: Path) -> str:
-    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _labels(source: VisionData, kind: str) -> list[int]:

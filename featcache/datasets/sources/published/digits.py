@@ -103,7 +103,7 @@ def open_digits(domain: str, split: str, *, labels: str = "names", name: str | N
         [f"{VERSION}/{domain}/{original:04d}" for original in originals],
         np.full(len(originals), size, np.int64),
         np.zeros(len(originals), np.int64),
-        _targets()[originals],
+        _source()[1][originals],
         CLASSNAMES,
     )
     default = "digits" if domain == "clean" else f"digits-{domain}"
@@ -130,10 +130,6 @@ def _images() -> Image:
     return _source()[0] * (255 / 16)
 
 
-def _targets() -> npt.NDArray[np.int64]:
-    return _source()[1]
-
-
 def _hash(original: int, purpose: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{VERSION}/{purpose}/{original:04d}".encode())
 
@@ -145,7 +141,7 @@ def _splits() -> dict[str, npt.NDArray[np.int64]]:
     Within a class, images are ranked by hash, and an image gets the position (rank + 1/2) / (size of its class). All
     images are sorted by position and cut at the sizes of the splits, so that each split is stratified.
     """
-    targets = _targets()
+    _, targets = _source()
     position = np.empty(len(targets))
     for c in range(len(CLASSNAMES)):
         members = sorted(np.flatnonzero(targets == c), key=lambda i: _hash(int(i), "split"))
