@@ -175,11 +175,11 @@ def _start_of(run: Path, name: str) -> Parent:
     try:
         encoder = load_open_clip(model, pretrained, device="cpu")
     except EncoderError as error:
-        raise EncoderError(f"{run} began with {model}, which cannot be loaded: {error}") from error
+        raise EncoderError(f"{run} started from {model}, which cannot be loaded: {error}") from error
     if _digests(encoder) != weights:
         raise MismatchError(
-            f"{run} began with other weights than {encoder.name} has now (digests {', '.join(weights)} against "
-            f"{', '.join(_digests(encoder))}); name the model that it began with"
+            f"{run} started from other weights than {encoder.name} has now (digests {', '.join(weights)} against "
+            f"{', '.join(_digests(encoder))}); name the model that it started from"
         )
     return _by_name(name, (model, pretrained), encoder) if folder_of(model) is None else _in_folder(model)
 

@@ -121,7 +121,7 @@ def merge_heads(
     check_settings(method, settings)
     every = [*heads, *([] if base is None else [base])]
     if len({head.classnames for head in every}) > 1:
-        raise MismatchError(f"heads {', '.join(head.name for head in every)} have different classes; fit them alike")
+        raise MismatchError(f"heads {', '.join(head.name for head in every)} have different classes; expected the same")
     needs = needs_of(method)
     if "base" in needs and base is None:
         raise TrainingError(f"{method} starts from the base's head; give it first, as in --heads START A B")

@@ -284,7 +284,7 @@ class _Evaluation:
         heads = [self._head_of(path, parent) for path in paths]
         if wrong := [head.name for head in heads if head.classnames != self.classnames]:
             of = self.of if self.select or self.options.on else "the first"
-            raise MismatchError(f"heads {', '.join(wrong)} have other classes than {of}; fit them alike")
+            raise MismatchError(f"heads {', '.join(wrong)} have other classes than {of}; expected the same")
         self.heads = heads
 
     def check(self, alphas: Sequence[float]) -> None:

@@ -63,7 +63,7 @@ class Order:
     def __post_init__(self) -> None:
         if not self.images_per_epoch:
             raise TrainingError(
-                f"batch_size {self.batch_size}: the data set has {self.n} images; take a smaller --batch-size"
+                f"batch_size {self.batch_size}: the data set has {self.n} images; use a smaller --batch-size"
                 + (", or --no-drop-last" if self.drop_last else "")
             )
         if self.batch_size % self.world:

@@ -186,7 +186,7 @@ def make_order(n: int, options: FinetuneOptions, place: Place) -> Order:
     if "variance_covariance" in options.regularizers and order.images_per_epoch % options.batch_size == 1:
         raise TrainingError(
             f"variance_covariance: the last batch of {n} images would hold one image, and a covariance needs two; "
-            "take another --batch-size, or --drop-last"
+            "use another --batch-size, or --drop-last"
         )
     return order
 

@@ -86,7 +86,7 @@ class Ledger:
             parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, terms[at].tolist(), strict=True))
             raise DivergedError(
                 f"update {step - len(updates) + at + 1}: {parts}, gradient norm {float(norms[at]):.4g}: training has "
-                "diverged and stops; take a smaller --lr, a longer --warmup, or --clip 1"
+                "diverged and stops; use a smaller --lr, a longer --warmup, or --clip 1"
                 + (", or --precision bf16" if self.half else "")
             )
         if self.half and scale < SMALLEST_SCALE:

@@ -1,4 +1,4 @@
-"""``wise RUN/start RUN/last``: the model that a run began with, found again by what the run wrote down."""
+"""``wise RUN/start RUN/last``: the initial model of a run, found from its record."""
 
 import json
 import shlex
@@ -118,10 +118,10 @@ def test_a_sweep_begins_with_the_runs_own_head(capsys: pytest.CaptureFixture[str
 def test_other_weights_than_the_run_began_with_are_refused() -> None:
     run = train()
     write_state(make_model(5).state_dict(), "zero.safetensors")
-    with pytest.raises(MismatchError, match="RUN began with other weights than small/zero has now"):
+    with pytest.raises(MismatchError, match="RUN started from other weights than small/zero has now"):
         wise(run / "start", run / "last", [0.5], "out")
     Path("zero.safetensors").unlink()
-    with pytest.raises(EncoderError, match=r"RUN began with small, which cannot be loaded: --pretrained .*zero"):
+    with pytest.raises(EncoderError, match=r"RUN started from small, which cannot be loaded: --pretrained .*zero"):
         wise(run / "start", run / "last", [0.5], "out")
     assert not Path("out").exists()
 

@@ -349,7 +349,7 @@ def test_invalid_options_are_refused(changes: dict[str, Any], message: str) -> N
     ("changes", "message"),
     [
         ({"head": "nowhere.safetensors"}, "no such file; expected zero_shot, zeros"),
-        ({"batch_size": 25}, "the data set has 24 images; take a smaller --batch-size, or --no-drop-last"),
+        ({"batch_size": 25}, "the data set has 24 images; use a smaller --batch-size, or --no-drop-last"),
         ({"batch_size": 23, "drop_last": False, "regularizers": {"variance_covariance": 1.0}}, "would hold one image"),
         ({"accumulate": 9}, "only 8 images per update"),
         ({"freeze_layers": 3}, "has 2 blocks"),

@@ -286,7 +286,7 @@ def test_a_smaller_last_batch_is_shared_evenly() -> None:
     assert len(seen) == len(set(seen)) == 99 == orders[0].images(9)
     assert orders[0].images(10) == 99 + 12
     assert orders[0].rows(9)[0] == 1
-    with pytest.raises(TrainingError, match=r"2 images; take a smaller --batch-size$"):
+    with pytest.raises(TrainingError, match=r"2 images; use a smaller --batch-size$"):
         Order(2, 12, 0, world=3, drop_last=False)
 
 
