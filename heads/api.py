@@ -1,8 +1,8 @@
 """The public names of `heads`."""
 
-from heads.combine.calibrate import calibrate
 from heads.combine.ensemble import blend, ensemble, stack
 from heads.combine.interpolate import interpolate, interpolate_by_folds
+from heads.combine.temperature_scaling import calibrate
 from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.catalogue import HEADS
 from heads.estimators.dense.attentive import Attentive

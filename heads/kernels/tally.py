@@ -16,10 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from heads.kernels.calibration_bins import CALIBRATION_BINS, bins_of, calibration_errors
 from heads.solvers.primitives import as_tensor
-
-CALIBRATION_BINS = 15
-"""Bins of equal width over the confidence, each closed on the right (Guo et al. 2017)."""
 
 CAP = 1e-8
 """Added to a probability before its logarithm: Lipsum-FT's test NLL, at most 18.42 per row."""
@@ -164,7 +162,7 @@ class Tally:
         cells = torch.arange(n_heads, device=labels.device)[:, None] * n_classes + labels
         # Confidences are added up as whole numbers, whose sum has the same bits in every order: a GPU adds in any.
         units = (rows.confidence.double() * _UNITS).round_().long()
-        places = (torch.ceil(rows.confidence.double() * n_bins).long() - 1).clamp_(0, n_bins - 1)
+        places = bins_of(rows.confidence, n_bins)
         places += torch.arange(n_heads, device=labels.device)[:, None] * n_bins
         bins, ones = (n_heads, n_bins), torch.ones_like(hit)
         sums = {
@@ -257,7 +255,7 @@ class Tally:
             "nll": self.nll / self.n,
             "nll_capped": self.nll_capped / self.n,
             "brier": self.brier / self.n,
-            "ece": np.abs(self.bin_hits - self.bin_confidence).sum(axis=1) / self.n,
+            "ece": calibration_errors(self.bin_hits, self.bin_confidence, self.n),
         }
         return [{key: float(values[h]) for key, values in columns.items()} for h in range(len(self.nll))]
 

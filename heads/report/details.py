@@ -24,7 +24,8 @@ from heads.evaluation.evaluate import subsets_of
 from heads.evaluation.passes import ClassSubset, jobs_for, valid_rows
 from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
-from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally, stats_of_arrays
+from heads.kernels.calibration_bins import CALIBRATION_BINS
+from heads.kernels.tally import RowStats, Tally, stats_of_arrays
 from heads.rows.samples import to_numpy
 
 Subset: TypeAlias = Sequence[int] | Projection | None

@@ -1,4 +1,7 @@
-"""A new temperature for a fitted head, from a selection split."""
+"""`calibrate`: temperature scaling of a fitted head on a selection split.
+
+The bins of the calibration error are in `heads.kernels.calibration_bins`.
+"""
 
 from __future__ import annotations
 
