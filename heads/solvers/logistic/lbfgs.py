@@ -2,9 +2,9 @@
 
 The inverse Hessian that the recursion starts from is first a diagonal, then, once plain iterations have cost as much as
 building them would, the inverted diagonal blocks of `heads.solvers.logistic.preconditioner` (so the choice costs at
-most twice the better one). Blocks serve on at the next penalty until they are as many iterations old as new ones cost.
-Blocks of a penalty more than ten times as strong are built anew: by them every gap looks small (from C = 1e-6 to 0.01 the
-first estimate was below 1e-4, and the fit ended where it began).
+most twice the better one). Blocks are kept for the next penalty until as many iterations have passed as new ones cost.
+They are rebuilt if the last penalty was more than ten times as strong: with the old ones every gap looks small (from
+C = 1e-6 to 0.01 the first estimate was below 1e-4, and the fit ended where it began).
 
 The stopping rule does not depend on how features are scaled: half of ``gᵀ H g``, H the inverse Hessian of L-BFGS,
 estimates the distance of the objective from its minimum; it and the decrease of the last five iterations (H may be
