@@ -59,7 +59,7 @@ def test_every_head_fits_and_is_judged_from_the_command_line(cli: Any, head: str
 
 
 @pytest.mark.parametrize("head", TRANSDUCTIVE)
-def test_a_transductive_head_answers_for_its_own_rows_alone(cli: Any, head: str) -> None:
+def test_a_transductive_head_predicts_only_its_own_rows(cli: Any, head: str) -> None:
     assert cli("fit", head, "digits/test@tiny", "texts/digits@tiny", "-o", "h.safetensors")[0] == 0
     code, rows, error = cli("evaluate", "h.safetensors", "--on", "digits/test")
     assert code == 0, error
@@ -140,7 +140,7 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any, capsys: pytest.CaptureFixt
         (("leaks", "digits/train", "texts/digits"), "a store of texts"),
     ],
 )
-def test_what_cannot_be_done_is_said(cli: Any, arguments: tuple[str, ...], message: str) -> None:
+def test_impossible_requests_are_one_line_errors(cli: Any, arguments: tuple[str, ...], message: str) -> None:
     code, _, error = cli(*arguments)
     assert code == 2
     assert len(error.splitlines()) == 1

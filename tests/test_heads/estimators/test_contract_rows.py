@@ -74,7 +74,7 @@ def test_stores_arrays_and_tensors_give_one_head(fit: Fit, images: Any) -> None:
         assert found.classnames_ == want.classnames_
 
 
-def test_class_vectors_in_arrays_are_a_head_already(class_means: Any, images: Any) -> None:
+def test_zero_shot_refuses_class_vectors_and_names_linear_head(class_means: Any, images: Any) -> None:
     for vectors in (class_means, torch.from_numpy(class_means)):
         with pytest.raises(HeadError, match=r"LinearHead\(weights, bias, classnames\)"):
             ZeroShot().fit(vectors)
@@ -134,7 +134,7 @@ def test_odd_rows(fit: Fit, images: Any, odd: Callable[..., Any], least: float, 
     assert sound(head, test) > least
 
 
-def test_rows_that_are_all_the_same_tell_nothing(fit: Fit, images: Any) -> None:
+def test_identical_rows_give_one_prediction(fit: Fit, images: Any) -> None:
     store, test = images(), images(seed=5, split="test", dataset_key="data-2")
     store.X, test.X = np.full_like(store.X, 0.25), np.full_like(test.X, 0.25)
     head = fit(store)
@@ -190,7 +190,7 @@ def test_rows_that_are_not_finite_are_named(fit: Fit, images: Any, where: str, s
         refused()
 
 
-def test_a_selection_split_is_remembered_where_it_counts(fit: Fit, images: Any) -> None:
+def test_a_selection_split_is_recorded_if_it_was_used(fit: Fit, images: Any) -> None:
     """Settings along a path were not chosen on it; only a temperature that they share may have been fitted there."""
     val = images(n=80, seed=9, split="val", dataset_key="data-9")
     head = fit(images(noise=0.5), selection=val)

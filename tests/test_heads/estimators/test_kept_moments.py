@@ -103,13 +103,13 @@ def test_other_rows_weights_and_groups_do_not_use_kept_moments(store: ImageStore
     np.testing.assert_allclose(Ridge(cv=own).fit(store).cv_errors_, by_row.cv_errors_, rtol=1e-10)
 
 
-def test_small_stores_keep_none(tmp_path: Path) -> None:
+def test_moments_of_small_stores_are_not_kept(tmp_path: Path) -> None:
     small = encode_dataset(NumpyDataset(60), NumpyEncoder(), root=tmp_path, progress=Silent()).store
     Ridge().fit(small)
     assert not (tmp_path / "moments").exists()
 
 
-def test_list_and_gc_know_moments(store: ImageStore, tmp_path: Path) -> None:
+def test_list_and_gc_include_moments(store: ImageStore, tmp_path: Path) -> None:
     Ridge().fit(store)
     path = moments_path(store)
     assert path is not None

@@ -124,7 +124,7 @@ def test_floor_and_scale_are_those_of_the_highest_likelihood(images: Any, tmp_pa
         KNN(3, metric="brier").fit(train)
 
 
-def test_the_nll_may_choose_more_neighbours_than_the_accuracy(images: Any) -> None:
+def test_nll_may_choose_more_neighbours_than_accuracy(images: Any) -> None:
     train = images(n=200, noise=0.9)
     by_nll, by_top1 = (KNN([1, 5, 40], metric=metric).fit(train) for metric in ("nll", "top1"))
     assert by_nll.nlls_ == by_top1.nlls_
@@ -258,7 +258,7 @@ def test_bad_parameters(images: Any, params: dict[str, Any], message: str) -> No
         KNN(**params).fit(images())
 
 
-def test_faiss_asked_for_and_absent_names_the_extra(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_faiss_names_the_extra(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     for index in ("faiss-flat", "faiss-ivf"):
         with pytest.raises(MissingExtraError, match=r"pip install featcache\[faiss\]"):

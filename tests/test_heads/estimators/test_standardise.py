@@ -172,7 +172,7 @@ def test_streams_and_stores_give_the_head_of_arrays(name: str, images: Any) -> N
 
 
 @pytest.mark.parametrize("name", ["ridge", "logistic", "adamw"])
-def test_a_prior_keeps_its_meaning(name: str) -> None:
+def test_a_prior_is_converted_to_standardised_features(name: str) -> None:
     """With next to no data against it, the prior's logits on features as they are remain."""
     X, y = rows()
     prior = heads.Logistic(1.0, standardise=True).fit(*rows(seed=5), classnames=tuple("abcd")).linear()

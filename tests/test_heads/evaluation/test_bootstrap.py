@@ -104,7 +104,7 @@ def test_groups_equal_a_loop_and_the_worst_is_the_smallest_of_each_draw() -> Non
         (np.zeros(3), {"clusters": [1, 1, 1]}, "one cluster"),
     ],
 )
-def test_what_has_no_interval(values: Any, options: Any, message: str) -> None:
+def test_invalid_bootstrap_inputs(values: Any, options: Any, message: str) -> None:
     with pytest.raises(HeadError, match=message):
         bootstrap(values, **options)
 

@@ -140,7 +140,7 @@ def test_choosing_on_the_fitted_split_or_an_unknown_metric_is_refused(ends: tupl
         choose([ends[0]], images(split="val"), metric="acc")
 
 
-def test_a_ridge_selected_on_a_split_is_not_reported_there(images: Any) -> None:
+def test_a_ridge_chosen_on_a_split_is_not_reported_on_it(images: Any) -> None:
     val = images(seed=5, split="val", dataset_key="val")
     head = Ridge().fit(images(), selection=val)
     with pytest.raises(HeadError, match="chosen on animals/val"):

@@ -89,7 +89,7 @@ def test_classes_of_one_name_are_two_groups(store: Any) -> None:
 
 
 @pytest.mark.parametrize("order", [["a", "none", "b"], ["a", "b", "none"]])
-def test_a_domain_without_a_metric_is_not_the_worst_one(order: list[str]) -> None:
+def test_a_domain_with_an_undefined_metric_is_not_the_worst(order: list[str]) -> None:
     row = {f"{name}:{metric}": value for name, value in (("a", 0.9), ("b", 0.3)) for metric in MULTILABEL}
     row |= {f"none:{metric}": float("nan") for metric in MULTILABEL}
     found = over_domains(row, order)

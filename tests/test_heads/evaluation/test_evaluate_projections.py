@@ -111,7 +111,7 @@ def test_label_sets_that_differ_are_refused_by_name(projection: Projection, imag
         (("a", "b"), ((0,), (1, "x")), "class indices, or names"),
     ],
 )
-def test_what_is_no_projection(names: Any, groups: Any, message: str) -> None:
+def test_invalid_projections(names: Any, groups: Any, message: str) -> None:
     with pytest.raises(HeadError, match=message):
         Projection(names, groups)
 

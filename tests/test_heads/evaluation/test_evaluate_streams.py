@@ -75,7 +75,7 @@ def test_every_reader_gives_the_same(tmp_path: Path, reader: str) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 200])
-def test_shares_of_processes_cover_each_valid_row_once(tmp_path: Path, size: int) -> None:
+def test_processes_share_the_valid_rows_without_overlap(tmp_path: Path, size: int) -> None:
     store = encoded(tmp_path / "cache", broken=(0, 40, 41, 149))
     heads = heads_on(store)
     units = units_of(jobs_for([head.frozen() if hasattr(head, "frozen") else head for head in heads], store, None))
@@ -95,13 +95,13 @@ def test_shares_of_processes_cover_each_valid_row_once(tmp_path: Path, size: int
         assert found["nll"] == pytest.approx(wanted["fake:nll"], rel=1e-6)
 
 
-def test_one_process_has_nothing_to_sum() -> None:
+def test_a_single_process_sums_nothing() -> None:
     sums = [np.arange(4), np.ones((2, 2))]
     sum_over_ranks(sums)
     assert sums[0].tolist() == [0, 1, 2, 3]
 
 
-def test_logits_of_all_rows_never_exist(images: Any) -> None:
+def test_logits_of_all_rows_are_never_in_memory_at_once(images: Any) -> None:
     """8,000 rows x 40 heads x 300 classes would be 384 MB; numpy's and the tallies' memory stays far below."""
     rng = np.random.default_rng(0)
     names = tuple(map(str, range(300)))

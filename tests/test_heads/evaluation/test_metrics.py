@@ -112,7 +112,7 @@ def test_masked_classes_and_half_precision() -> None:
 
 
 @pytest.mark.parametrize("row", [[np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf], [0.0, np.nan]])
-def test_rows_without_a_meaning_are_refused(row: list[float]) -> None:
+def test_invalid_rows_are_refused(row: list[float]) -> None:
     for label in (0, 1):
         with pytest.raises(HeadError, match=r"rows \[0\]"):
             measure(np.array([row]), np.array([label]))

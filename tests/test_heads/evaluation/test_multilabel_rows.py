@@ -52,7 +52,7 @@ def test_metrics_of_a_group_are_those_of_its_rows(fitted: Any, store: Any) -> No
     assert table.title == "mAP by group on animals, %"
 
 
-def test_a_draw_is_a_weighted_sample() -> None:
+def test_a_resample_is_a_weighted_sample() -> None:
     """Metrics of rows drawn so many times are scikit-learn's with these weights, equal scores included."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(60, 3)).round(1)
@@ -111,7 +111,7 @@ def test_the_page_has_a_table_of_classes(fitted: Any, store: Any, tmp_path: Path
     assert "By class, multilabel_ridge on animals" in page.read_text()
 
 
-def test_decisions_at_one_half_and_prevalences_stand_beside(fitted: Any, store: Any) -> None:
+def test_decisions_at_one_half_and_prevalences_are_reported(fitted: Any, store: Any) -> None:
     (row,) = heads.evaluate([fitted], [store])
     scores, Y = fitted.frozen().logits(store.X), store.targets
     known = Y >= 0

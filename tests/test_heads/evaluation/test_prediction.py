@@ -213,7 +213,7 @@ def test_the_encoder_is_rebuilt_from_the_heads_record(made: Any, tmp_path: Path)
     assert encoder_of(between).name == "tiny"
 
 
-def test_a_model_of_ones_own_is_found_where_it_lay(made: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_local_model_is_loaded_from_its_recorded_path(made: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """A model folder, named by a relative path; once moved it is asked for; once changed it is refused."""
     folder, _, _ = made
     monkeypatch.chdir(tmp_path)
@@ -230,7 +230,7 @@ def test_a_model_of_ones_own_is_found_where_it_lay(made: Any, tmp_path: Path, mo
     assert encoder_of(head, moved).name == "moved"
 
 
-def test_what_the_head_does_not_know_is_asked_for(made: Any, cli: Any) -> None:
+def test_a_head_without_encoder_record_asks_for_the_model(made: Any, cli: Any) -> None:
     folder, store, heads = made
     head = heads["ridge"].frozen()
     old = head.with_provenance({k: v for k, v in head.provenance.items() if k != "encoder"})

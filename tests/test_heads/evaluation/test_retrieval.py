@@ -75,7 +75,7 @@ def test_a_constant_model_finds_what_stands_first() -> None:
         (np.zeros((0, 2)), np.eye(2), [0, 0], "at least one row"),
     ],
 )
-def test_what_cannot_be_ranked(images: Any, captions: Any, owners: Any, message: str) -> None:
+def test_invalid_retrieval_inputs(images: Any, captions: Any, owners: Any, message: str) -> None:
     with pytest.raises(HeadError, match=message):
         retrieval_ranks(images, captions, owners)
 

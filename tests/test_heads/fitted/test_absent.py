@@ -34,7 +34,7 @@ def lacking(request: pytest.FixtureRequest, images: Any) -> LinearHead:
     return head
 
 
-def test_a_head_knows_what_it_never_saw(lacking: LinearHead, images: Any, tmp_path: Path) -> None:
+def test_a_head_records_missing_classes(lacking: LinearHead, images: Any, tmp_path: Path) -> None:
     test = images(seed=3)
     assert lacking.absent == (2,)
     assert (lacking.logits(test.X)[:, 2] == ABSENT).all()
@@ -46,12 +46,12 @@ def test_a_head_knows_what_it_never_saw(lacking: LinearHead, images: Any, tmp_pa
     assert Logistic([1.0], fit_intercept=False).fit(without(images(), 2)).linear().absent == ()
 
 
-def test_all_heads_of_a_path_know_it(images: Any) -> None:
+def test_all_heads_of_a_path_record_missing_classes(images: Any) -> None:
     assert {head.absent for head in Logistic([0.1, 1.0]).fit(without(images(), 2)).path_heads()} == {(2,)}
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_an_interpolation_takes_the_other_heads_word(
+def test_an_interpolation_fills_in_missing_classes_from_the_other_head(
     lacking: LinearHead, images: Any, texts: Any, swapped: bool
 ) -> None:
     zero, test = ZeroShot().fit(texts()).linear(), images(seed=3, n=400)
@@ -83,7 +83,7 @@ def test_the_fast_path_of_an_interpolation_is_its_general_one(lacking: LinearHea
         assert row["animals:top1"] == (logits.argmax(axis=1) == test.y).mean()
 
 
-def test_classes_that_neither_end_saw_stay_out(images: Any) -> None:
+def test_classes_missing_in_both_ends_are_never_predicted(images: Any) -> None:
     one = LinearDiscriminant().fit(without(images(), 1, 2)).linear()
     two = LinearDiscriminant().fit(without(images(seed=1), 2, 3)).linear()
     test = images(seed=3)
@@ -96,7 +96,7 @@ def test_classes_that_neither_end_saw_stay_out(images: Any) -> None:
     assert both[:, [0, 1, 3, 4]].min() > -1000
 
 
-def test_a_blend_takes_the_mean_of_those_that_know(images: Any, texts: Any) -> None:
+def test_a_blend_averages_the_heads_that_know_a_class(images: Any, texts: Any) -> None:
     lacking = LinearDiscriminant().fit(without(images(), 2)).linear()
     zero, ridge, test = ZeroShot().fit(texts()).linear(), Ridge(alphas=[1.0]).fit(images()).linear(), images(seed=3)
     rest, shares = [0, 1, 3, 4], [0.5, 0.2, 0.3]
@@ -109,7 +109,7 @@ def test_a_blend_takes_the_mean_of_those_that_know(images: Any, texts: Any) -> N
     assert (np.abs(alone) < 1000).all()
 
 
-def test_an_ensemble_of_models_does_so_across_their_features(images: Any) -> None:
+def test_an_ensemble_of_models_averages_the_heads_that_know_a_class(images: Any) -> None:
     first, second = images(), images(encoder_key="enc-2", encoder_name="other", seed=0)
     second.X = second.X[:, ::-1]
     lacking = LinearDiscriminant().fit(without(images(), 2)).linear()
@@ -139,7 +139,7 @@ def test_a_stack_weighs_a_head_by_the_classes_that_it_knows(images: Any, texts: 
     np.testing.assert_allclose(ratio, np.median(ratio), rtol=2e-2)
 
 
-def test_a_stack_leaves_out_what_no_head_saw(images: Any) -> None:
+def test_a_stack_leaves_out_classes_missing_in_every_head(images: Any) -> None:
     val = images(n=300, seed=6, split="val", dataset_key="data-3")
     members = [LinearDiscriminant(shrinkage=s).fit(without(images(), 2)).linear() for s in (0.1, 0.9)]
     known = without(images(n=300, seed=6, split="val", dataset_key="data-3"), 2)
@@ -152,7 +152,7 @@ def test_a_stack_leaves_out_what_no_head_saw(images: Any) -> None:
     assert (stacked.logits(val.X)[:, 2] == ABSENT).all()
 
 
-def test_a_prior_has_no_opinion_on_what_it_never_saw(images: Any) -> None:
+def test_a_prior_is_neutral_on_missing_classes(images: Any) -> None:
     train, test = images(n=400), images(seed=3, n=400)
     prior = LinearDiscriminant().fit(without(images(), 2)).linear()
     for head in (Logistic(1.0, prior=prior), Ridge(prior=prior)):

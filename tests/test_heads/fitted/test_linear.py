@@ -25,7 +25,7 @@ def head(seed: int = 0, **fields: Any) -> LinearHead:
         (np.full((3, 4), np.nan), np.zeros(3), "NaN"),
     ],
 )
-def test_parts_must_fit(weights: Any, bias: Any, message: str) -> None:
+def test_shapes_must_match(weights: Any, bias: Any, message: str) -> None:
     with pytest.raises(HeadError, match=message):
         LinearHead(weights, bias, NAMES)
 
@@ -72,7 +72,7 @@ def test_interpolation_is_linear_in_weights_and_logits() -> None:
     np.testing.assert_array_equal(ends[1].weights, two.weights)
 
 
-def test_interpolation_is_bound_to_what_its_ends_are_bound_to(images: Any, texts: Any) -> None:
+def test_interpolation_is_bound_to_the_encoder_and_texts_of_its_ends(images: Any, texts: Any) -> None:
     zero_shot, ridge = ZeroShot().fit(texts()), Ridge().fit(images())
     (middle,) = interpolate(zero_shot, ridge, [0.5])
     assert middle.name == "zero_shot+ridge"
@@ -91,7 +91,7 @@ def test_interpolation_is_bound_to_what_its_ends_are_bound_to(images: Any, texts
         (head(1, provenance={"encoder_key": "b"}), "belongs to encoder a"),
     ],
 )
-def test_ends_must_belong_together(other: LinearHead, message: str) -> None:
+def test_ends_of_an_interpolation_must_match(other: LinearHead, message: str) -> None:
     with pytest.raises(MismatchError, match=message):
         interpolate(head(provenance={"encoder_key": "a"}), other, [0.5])
 

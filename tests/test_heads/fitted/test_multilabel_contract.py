@@ -59,7 +59,7 @@ def test_evaluation_gives_every_metric_as_scikit_learn_has_it(fitted_multilabel:
     assert len(heads.evaluate(fitted_multilabel.path_heads(), [store])) == len(fitted_multilabel.path_heads())
 
 
-def test_heads_of_one_label_and_of_many_refuse_each_others_stores(
+def test_single_label_and_multi_label_heads_refuse_each_others_stores(
     fitted_multilabel: Any, tagged: Any, images: Any
 ) -> None:
     ridge = heads.Ridge().fit(images())

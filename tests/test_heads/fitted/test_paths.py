@@ -112,7 +112,7 @@ def test_tip_adapter_has_the_grid_on_one_bank(
     assert masked[4] == wanted
 
 
-def test_neighbours_have_every_k(images: Any, tmp_path: Any) -> None:
+def test_knn_path_has_every_k(images: Any, tmp_path: Any) -> None:
     train, test = images(n=150, noise=0.6), images(n=80, seed=4, noise=0.6)
     path = KNN([30, 1]).fit(train).path_heads()
     assert [member.name for member in path] == ["knn k=1", "knn k=30"]
@@ -122,7 +122,7 @@ def test_neighbours_have_every_k(images: Any, tmp_path: Any) -> None:
     np.testing.assert_array_equal(loaded.logits(test.X), path[0].logits(test.X))
 
 
-def test_logistic_has_what_the_training_rows_gave(images: Any) -> None:
+def test_logistic_path_heads_are_those_of_the_training_rows(images: Any) -> None:
     train, val = images(n=150, noise=0.6), images(n=80, seed=9, noise=0.6, split="val", dataset_key="data-9")
     head = Logistic([0.1, 10.0], refit=True).fit(train, selection=val)
     for member, C in zip(head.path_heads(), (0.1, 10.0), strict=True):

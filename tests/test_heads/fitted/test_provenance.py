@@ -80,7 +80,7 @@ def test_a_head_made_from_one_that_was_fitted_on_val_does_not_choose_there(
         heads.calibrate(head, val)
 
 
-def test_a_split_stands_once_and_the_own_choice_last(images: Any, texts: Any, val: Any) -> None:
+def test_splits_are_listed_once_and_the_heads_own_choice_last(images: Any, texts: Any, val: Any) -> None:
     train, other = images(), images(seed=7, split="dev", dataset_key="data-5")
     parent = heads.choose([Ridge(alphas=[1.0]).fit(train)], val)
     head = Ridge(prior=parent).fit(train, selection=other)
@@ -141,7 +141,7 @@ def test_a_ridge_chosen_on_a_split_names_no_folds(images: Any, val: Any) -> None
 
 @pytest.mark.parametrize("absent", [(), (None,), ([],)])
 @pytest.mark.parametrize("role", ROLES)
-def test_a_record_that_lacks_a_role_is_read_again_with_the_rows_of_the_other(
+def test_a_record_without_one_role_keeps_the_rows_of_the_other(
     role: str, absent: tuple[Any, ...], tmp_path: Any
 ) -> None:
     (other,) = set(ROLES) - {role}

@@ -46,7 +46,7 @@ def test_lower_nll_is_better_and_rises(rows):
     assert cells(lines[1])[1:] == ["**0.200**", "**0.900**", "2.500", "1.700", "1.500"]
 
 
-def test_what_reads_equal_is_equally_good():
+def test_values_that_print_equal_are_ties():
     near = [{"head": "a", "x:top1": 0.90001}, {"head": "b", "x:top1": 0.9}, {"head": "c", "x:top1": 0.89}]
     assert [cells(line)[1] for line in markdown_table(near).splitlines()[2:]] == ["**90.0**", "**90.0**", "89.0"]
     assert "**" not in markdown_table(near[:1])
@@ -111,7 +111,7 @@ def test_text_table(rows):
     assert len(points) == 1, "decimal points stand below each other"
 
 
-def test_data_sets_of_other_heads_are_no_shifts(rows, tmp_path):
+def test_data_sets_of_other_heads_are_not_shifts(rows, tmp_path):
     """Two label styles, or two projects, in one file: no mean over what no head of the first data set was judged on."""
     apart = [{"head": "a", "x:top1": 0.9, "x:nll": 0.3}, {"head": "b", "y:top1": 0.8, "y:nll": 0.5}]
     assert re.split(r"\s{2,}", table_text(apart).splitlines()[0].strip()) == ["x", "y"]
@@ -148,7 +148,7 @@ def test_text_table_is_broken_into_blocks(rows):
         ]
 
 
-def test_hyper_parameters_are_no_interpolation(rows):
+def test_a_hyper_parameter_alpha_is_not_an_interpolation(rows):
     """Only a float `alpha` at the top level is an interpolation; WiSE-FT's rows also carry lists."""
     listed = {**rows[1], "alpha": [0.0, 0.5]}
     assert paths_of([listed, *rows[:3]]) == {}

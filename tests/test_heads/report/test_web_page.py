@@ -51,7 +51,7 @@ def read(path):
     return Reader(path.read_text(encoding="utf-8"))
 
 
-def test_names_from_outside_are_texts_and_nothing_else(tmp_path):
+def test_external_names_are_escaped(tmp_path):
     rows = [row(EVIL, (0.5, 0.4, 0.3)) | {"params": {EVIL: EVIL}, "fitted_on": [{"name": EVIL}]}]
     rows[0] = {key.replace("fog", EVIL): value for key, value in rows[0].items()}
     rows[0][f"{EVIL}:group_top1"] = {EVIL: 0.5}

@@ -114,7 +114,7 @@ def test_refit_sees_both_splits(images: Any) -> None:
         Logistic("coarse").fit(train)
 
 
-def test_one_C_is_refitted_too(images: Any) -> None:
+def test_refit_with_a_single_C(images: Any) -> None:
     train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
     head = Logistic(10.0, refit=True, tol=1e-10).fit(train, selection=selection)
     once = Logistic(10.0, tol=1e-10).fit(train)
@@ -163,7 +163,7 @@ def test_one_row_per_class_takes_the_C_nearest_to_one(draw: Any) -> None:
     assert len(split.cv_scores_) == len(folds.cv_scores_) == 2
 
 
-def test_a_choice_at_the_end_of_its_path_says_so(images: Any) -> None:
+def test_a_choice_at_the_end_of_the_path_warns(images: Any) -> None:
     store = images(n=150, noise=0.2)
     for head, name in ((Logistic(C=[1e-3, 1e-2, 1e-1]), "C = 0.1"), (Ridge([1e1, 1e2, 1e3]), "alpha = 10")):
         with pytest.warns(UserWarning, match=f"{name} is the end of its path"):
@@ -174,7 +174,7 @@ def test_a_choice_at_the_end_of_its_path_says_so(images: Any) -> None:
         Logistic(C=[0.1, 10.0]).fit(store)  # no path
 
 
-def test_enough_held_out_rows_are_enough(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_further_folds_once_enough_rows_are_held_out(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 5 folds of 20 rows, two hold out 40; scores are those of fits on the rows that each leaves."""
     monkeypatch.setattr("heads.estimators.logistic.choice.HELD_ROWS", 25)
     train = images(n=100, noise=0.6)
@@ -202,7 +202,7 @@ def nll_of(W: Any, b: Any, X: Any, y: Any) -> float:
     return float((np.log(np.exp(z - top[:, None]).sum(1)) + top - z[np.arange(len(y)), y]).mean())
 
 
-def test_of_many_rows_a_fifth_says_where_the_best_C_is(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_many_rows_a_fifth_locates_the_best_C(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By scikit-learn: the second stratified fold is fitted, the first one scored; neighbours are of all rows."""
     monkeypatch.setattr("heads.estimators.logistic.choice.HELD_ROWS", 80)
     head = Logistic(tol=1e-10).fit(train := images(n=600, noise=1.0))
@@ -225,7 +225,7 @@ def test_of_many_rows_a_fifth_says_where_the_best_C_is(images: Any, monkeypatch:
     assert len(Logistic(CS).fit(images(n=300, noise=1.0)).Cs_) > 3  # fewer rows: as before
 
 
-def test_of_many_rows_a_selection_split_scores_fits_on_all(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_many_rows_a_selection_split_scores_fits_on_all_rows(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heads.estimators.logistic.choice.HELD_ROWS", 80)
     train = images(n=600, noise=1.0)
     selection = images(n=300, seed=9, noise=1.0, split="val", dataset_key="data-9")
@@ -239,7 +239,7 @@ def test_of_many_rows_a_selection_split_scores_fits_on_all(images: Any, monkeypa
     assert objective(X, y, head.C_, head.coef_, head.intercept_) == pytest.approx(best, rel=1e-6)
 
 
-def test_the_default_path_of_many_rows_takes_few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_many_rows_the_default_path_takes_few_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products with rows, a part of the rows counted by its share: at most 2.5 times those of the chosen C alone."""
     done = [0]
 
@@ -276,7 +276,7 @@ def test_the_chosen_C_of_the_default_path_is_fitted_exactly(images: Any) -> None
             assert value == pytest.approx(objective(X, y, C, other.coef_, other.intercept_), rel=1e-3)
 
 
-def test_progress_hears_of_every_fit(images: Any) -> None:
+def test_every_fit_is_reported_to_progress(images: Any) -> None:
     class Told:
         total = done = finished = 0
 

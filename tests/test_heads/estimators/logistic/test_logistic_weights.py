@@ -44,7 +44,7 @@ def test_standardised_rows_are_weighted_as_in_a_pipeline():
     np.testing.assert_allclose(one.coef_, two.coef_, atol=3e-5)
 
 
-def test_weights_count_where_c_is_chosen_and_where_both_splits_are_fitted_again():
+def test_weights_are_used_by_the_choice_of_c_and_by_the_refit():
     held, labels = X[200:], Y[200:]
     options = {"C": [0.01, 0.1, 1.0, 10.0], "class_weight": BY_CLASS}
     head = Logistic(**options).fit(X[:200], Y[:200], W[:200], selection=(held, labels))

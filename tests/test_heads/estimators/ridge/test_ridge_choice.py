@@ -111,7 +111,7 @@ def test_a_mixture_of_scores_that_both_harm_is_nearly_uniform() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_labels_that_say_nothing_are_fitted_all_the_same(seed: int) -> None:
+def test_uninformative_labels_can_be_fitted(seed: int) -> None:
     """A permutation test fits such rows: about one in four has neither scores nor a prior that help."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(8, 6))

@@ -52,7 +52,7 @@ def test_leave_one_out_keeps_the_scale_of_all_rows_and_folds_fit_their_own(image
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_a_class_without_rows_keeps_what_the_prior_says(images: Any, texts: Any, fit_intercept: bool) -> None:
+def test_a_class_without_rows_keeps_the_prior(images: Any, texts: Any, fit_intercept: bool) -> None:
     store, prior, alpha = images(n=200, noise=0.3), ZeroShot().fit(texts()), 30.0
     keep = store.y != 2
     store.X, store.y = store.X[keep], store.y[keep]

@@ -145,7 +145,7 @@ def test_em_dirichlet_begins_at_the_published_scale_and_matches_clusters_with_cl
         assert tuple(head.predict(store)) in wanted
 
 
-def test_each_dirichlet_is_found_whatever_stands_beside_it() -> None:
+def test_each_dirichlet_is_found_independently_of_the_others() -> None:
     """One that needs few steps, and one whose parameters stay at their least while the others go on."""
     means = np.array([[9.99e-16, -34.473], [np.log(0.5) - 0.1, np.log(0.5) - 0.1], [-0.7, -1.2]])
     start = np.array([[1e6, 1.8e-4], [1.0, 1.0], [1.0, 1.0]])
@@ -156,7 +156,7 @@ def test_each_dirichlet_is_found_whatever_stands_beside_it() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_em_dirichlet_answers_at_the_scale_of_clip_with_few_rows(seed: int) -> None:
+def test_em_dirichlet_is_finite_at_the_scale_of_clip_with_few_rows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     W, X = rng.normal(size=(10, 8)), rng.normal(size=(10, 8))
     W, X = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (W, X))
