@@ -72,7 +72,7 @@ def test_predict_names_unreadable_files_too(odd: Path, tmp_path: Path, capsys: p
     capsys.readouterr()
     assert main(["predict", head, *(str(odd / name) for name in BAD)]) == 2
     shown = capsys.readouterr()
-    assert shown.out.count("unreadable") == len(BAD)
+    assert shown.out.count("\tunreadable: ") == len(BAD)
     assert "5 of 5 images could not be read" in shown.err
 
 
