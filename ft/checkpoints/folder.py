@@ -113,7 +113,9 @@ def _load(file: Path) -> Any:
         check_sound(file)
         return load_file(file)
     if not is_torchscript(file):
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # which the error that follows says better
+            return torch.load(file, map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch plans to drop it; OpenAI's files need it
         archive = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]

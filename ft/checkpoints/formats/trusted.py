@@ -8,6 +8,7 @@ not installed, such as those of wise-ft, become empty subclasses of `torch.nn.Mo
 import pickle
 import sys
 import types
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,18 @@ class Unpickler(pickle.Unpickler):
             return type(
                 name, (torch.nn.Module,), {"__module__": module, "__init__": lambda self, *args, **kwargs: None}
             )
+
+
+def content_of(source: str) -> Any:
+    """What a file of ``torch.save``, or of plain ``pickle.dump``, holds."""
+    if not zipfile.is_zipfile(source):
+        with open(source, "rb") as file:
+            content = Unpickler(file).load()
+        if not isinstance(content, int):  # with which files of early versions of torch begin
+            return content
+    door = types.ModuleType("door")
+    door.Unpickler, door.load, door.loads = Unpickler, pickle.load, pickle.loads  # type: ignore[attr-defined]
+    return torch.load(source, map_location="cpu", weights_only=False, pickle_module=door)
 
 
 def tensors_of(content: Any) -> dict[str, torch.Tensor]:
@@ -49,9 +62,7 @@ def activation_of(content: Any) -> str:
 
 def main(source: str, out: str) -> None:
     """Unpickle `source`, write its tensors to `out`."""
-    door = types.ModuleType("door")
-    door.Unpickler, door.load, door.loads = Unpickler, pickle.load, pickle.loads  # type: ignore[attr-defined]
-    content = torch.load(source, map_location="cpu", weights_only=False, pickle_module=door)
+    content = content_of(source)
     tensors = tensors_of(content)
     if not tensors:
         raise SystemExit("holds no tensor")

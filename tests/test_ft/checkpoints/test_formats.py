@@ -148,9 +148,10 @@ def test_arrays_of_every_dtype_round_trip(tmp_path: Path) -> None:
     assert torch.equal(found["n"]["i"], IDS)
 
 
-def test_a_pickled_classifier_is_read_only_on_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("plain", [False, True])  # by torch.save, by pickle.dump
+def test_a_pickled_classifier_is_read_only_on_trust(tmp_path: Path, plain: bool) -> None:
     model = clip_models.make_model(3)
-    head = pickled_classifier(tmp_path / "finetuned.pt", model)
+    head = pickled_classifier(tmp_path / "finetuned.pt", model, plain=plain)
     clip_models.write_folder(tmp_path / "base", clip_models.make_model(0))
     command = ["convert", str(tmp_path / "finetuned.pt"), str(tmp_path / "out"), "--base", str(tmp_path / "base")]
     assert main(command) == 2
