@@ -1,7 +1,7 @@
 """NLL, ranks and calibration of many linear heads without an array of logits (N, C).
 
 `linear_nll` evaluates heads; `linear_cross_entropy` is for fitting them, with gradients. `heads.kernels.plain` is the
-definition in torch, to which every other implementation is held. A new one is one file and one line in `IMPLS`: a
+reference in torch, against which every other implementation is tested. A new one is one file and one line in `IMPLS`: a
 module with ``require(problem)``, which raises where it cannot run, and ``run(problem)``, which returns the `Tally`.
 """
 

@@ -34,7 +34,7 @@ CELLS = 2**22
 """Rows times heads in memory as statistics before they are summed: 80 MiB."""
 
 ROWS = 2**18
-"""And rows at most, since features narrower than the weights are widened."""
+"""Limit on rows in memory, since features narrower than the weights are widened."""
 
 _LANES, _THREADS = 32, 256
 _ALIGN = 8  # columns of a head; the kernel loads 4 logits at once, and cuBLAS likes 16-byte rows of half precision
@@ -42,7 +42,7 @@ _ROWS = 128  # of a tile, in whole blocks of cuBLAS's kernels
 _GROUP = 7  # alphas that a warp takes; GROUP of nll.cu
 
 KERNEL_OPTIONS = ("-std=c++17", "-ftz=true", f"-DGROUP={_GROUP}")
-"""Of the compiler. CuPy adds ``-ftz=true`` by itself; named here, so that the tests compile what runs."""
+"""Compiler options. CuPy adds ``-ftz=true`` by itself; named here, so that the tests compile what runs."""
 
 Launch = Callable[..., None]
 """``launch(kernel, warps, *arguments)``; arguments are numpy scalars, pointers are uint64."""

@@ -1,4 +1,4 @@
-"""`linear_nll`: NLL, ranks and calibration of many heads over features, by the implementation that fits."""
+"""`linear_nll`: NLL, ranks and calibration of many heads, computed by the fastest implementation available."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ IMPLS: dict[str, str] = {
 AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda, half": ("triton", "cuda")}
 """What ``impl="auto"`` tries for features on a device, in order, before "chunked", which runs anywhere.
 
-"half": where features and weights are float16 or bfloat16, whose products leave a GPU's tensor cores to wait for the
-rest. The order on a GPU follows from counted instructions, not from a measurement yet.
+"half": features and weights are float16 or bfloat16. Tensor cores then finish the products early, and the remaining
+work is the bottleneck. The order on a GPU follows from instruction counts, not yet from a measurement.
 """
 
 _LIBRARIES = {"cpu": "numba", "triton": "triton"}

@@ -1,9 +1,9 @@
-"""The definition in plain torch, a block of rows at a time: any device, any dtype, memory for one block of one head.
+"""Reference implementation in plain torch, block by block: any device, any dtype, memory for one block of one head.
 
-"reference" takes all rows as one block, "chunked" as many as the caches hold; the other implementations are held to the
-reference. Everything runs in float64 if an input is float64, else in float32: products of half precision are then
-exact, where torch's own half-precision product on a CPU rounds its result, which at logit scale 100 moves the NLL
-visibly.
+"reference" takes all rows as one block, "chunked" as many as the caches hold; the other implementations are tested
+against the reference. Everything runs in float64 if an input is float64, else in float32: products of half precision
+are then exact, where torch's own half-precision product on a CPU rounds its result, which at logit scale 100 moves the
+NLL visibly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from heads.kernels.tally import RowStats, Tally, row_stats
 
 @dataclass(frozen=True)
 class Plain:
-    """An implementation by way of the logits of blocks of rows.
+    """An implementation that computes the logits of one block of rows at a time.
 
     `cells` is the number of logits in one block by device type; a device that is not named takes all rows at once.
     """

@@ -1,4 +1,4 @@
-"""`Problem`: what an implementation is given, checked once for all of them."""
+"""`Problem`: the checked input of every implementation of `linear_nll`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from heads.kernels.calibration_bins import CALIBRATION_BINS
 from heads.kernels.tally import RowStats, Tally
 
 Values: TypeAlias = ArrayLike | torch.Tensor
-"""What callers pass: a tensor, or anything that numpy reads as an array."""
+"""A tensor, or any array-like."""
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -33,8 +33,8 @@ class NLLOptions(TypedDict, total=False):
         Classes to keep, in this order: the softmax runs over them alone, and classes of the result are positions in
         this list.
     alphas : K numbers
-        The result has K heads, ``(1 - a) * logits of head 0 + a * logits of head 1`` of exactly two heads, at the
-        price of two products.
+        The result has K heads, ``(1 - a) * logits of head 0 + a * logits of head 1``, from exactly two heads; all of
+        them together cost two products.
     ensemble : {"logits", "probabilities"}
         The H heads (of T templates, say) become one: the mean of their logits, or of their softmax probabilities.
     n_bins : int

@@ -38,7 +38,7 @@ class RowStats(NamedTuple):
 
     @staticmethod
     def stack(heads: Sequence[RowStats]) -> RowStats:
-        """Those of H heads, (H, n)."""
+        """Statistics of H heads, (H, n)."""
         nll, rank, confidence, brier = (torch.stack(column) for column in zip(*(h[:4] for h in heads), strict=True))
         predicted = [h.predicted for h in heads if h.predicted is not None]
         return RowStats(nll, rank, confidence, brier, torch.stack(predicted) if predicted else None)

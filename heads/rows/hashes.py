@@ -1,4 +1,4 @@
-"""Which rows of one source are rows of another: 64-bit hashes of what rows were made from, and of their groups.
+"""Rows that two sources share, found by 64-bit hashes of the content of rows and of their groups.
 
 Two different rows have equal hashes with a chance of 2^-64: for 1.3 million training rows and 50,000 test rows a false
 match has a chance of 4e-9. A set of hashes costs 8 bytes a row.
@@ -19,7 +19,7 @@ Hashes = NDArray[np.uint64]
 
 
 def hash_set(source: FeatureSource) -> Hashes | None:
-    """The different hashes of a source's valid rows and their groups, ascending; None where they are not known.
+    """Unique hashes of the valid rows of a source and of their groups, ascending; None if unknown.
 
     Examples
     --------

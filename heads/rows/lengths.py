@@ -1,4 +1,4 @@
-"""Rows of unit length, also where their squares leave the range of the floating type."""
+"""Normalises rows to unit length without overflow or underflow."""
 
 from __future__ import annotations
 

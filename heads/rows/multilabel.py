@@ -19,6 +19,7 @@ from heads.rows.samples import (
     feature_blocks,
     is_multilabel,
     is_store,
+    narrowed,
     refuse_tokens,
     to_numpy,
 )
@@ -69,17 +70,11 @@ class MultiLabelSamples:
         """The rows in memory, as float16 if that loses nothing."""
         if self.store is None:
             return self
-        blocks = [(_narrowed(features), targets.copy()) for features, targets in self.blocks()]
+        blocks = [(narrowed(features), targets.copy()) for features, targets in self.blocks()]
         if not blocks:
             raise HeadError(f"{self.store.name!r} has no valid row")
         features, targets = (np.concatenate([block[part] for block in blocks]) for part in (0, 1))
         return MultiLabelSamples(self.dim, self.classnames, (features, targets))
-
-
-def _narrowed(features: Features) -> Features:
-    with np.errstate(over="ignore"):
-        narrow = features.astype(np.float16)
-    return narrow if np.array_equal(narrow, features) else features.copy()
 
 
 def as_multilabel(

@@ -204,12 +204,12 @@ def gathered(samples: Samples) -> Block:
     if samples.store is None:
         ((features, labels),) = samples.blocks()
         return features, labels
-    blocks = [(_narrowed(features), labels.copy()) for features, labels in samples.blocks()]
+    blocks = [(narrowed(features), labels.copy()) for features, labels in samples.blocks()]
     return np.concatenate([x for x, _ in blocks]), np.concatenate([y for _, y in blocks])
 
 
-def _narrowed(features: Features) -> Features:
-    """A copy as float16, if no value changes by it."""
+def narrowed(features: Features) -> Features:
+    """A copy as float16 if no value changes by it, else in the type of the features."""
     with np.errstate(over="ignore"):
         narrow = features.astype(np.float16)
     return narrow if np.array_equal(narrow, features) else np.array(features, np.result_type(features, np.float16))

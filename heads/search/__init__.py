@@ -37,4 +37,4 @@ INDEXES: dict[str, Callable[..., NeighbourIndex]] = {
 """Ways to search by name; each takes the rows (N, D) and `cosine`."""
 
 PROBED = ("faiss-ivf", "faiss-hnsw")
-"""Those that search only some of the rows: `probes` says how many."""
+"""Approximate indexes, which search only part of the rows; `probes` sets how much."""
