@@ -142,7 +142,7 @@ fit ridge digits/val -o new.safetensors --device gpu | device 'gpu' cannot be us
 fit ridge digits/val -o new.safetensors --device meta | device 'meta' cannot be used; expected e.g. cuda
 evaluate ridge.safetensors | required: --on
 evaluate --on digits/test | required: HEAD
-evaluate missing.safetensors --on digits/test | missing.safetensors: no such file; expected a head that `featcache fit`
+evaluate missing.safetensors --on digits/test | missing.safetensors: no such file; expected a head written by `featcache fit`
 evaluate x.png --on digits/test | x.png: cannot be read as a head
 3 evaluate ridge.safetensors --on digits/none | digits/none; similar
 5 evaluate ridge.safetensors --on other/test | fitted on features of encoder; encode 'other' with the head's
@@ -168,7 +168,7 @@ compare ridge.safetensors missing.safetensors digits/test | missing.safetensors:
 compare ridge.safetensors knn.safetensors digits/test --draws 0 | got 0 draws; expected 2
 compare ridge.safetensors knn.safetensors digits/test --level 2 | level 2.0; between 0 and 1
 compare ridge.safetensors knn.safetensors digits/test --cluster patient | no metadata column 'patient'
-compare ridge.safetensors knn.safetensors digits/test --seed -1 | got seed -1, expected a whole number from 0
+compare ridge.safetensors knn.safetensors digits/test --seed -1 | got seed -1, expected a whole number >= 0
 predict ridge.safetensors | required: IMAGES
 predict ridge.safetensors missing.png | missing.png: no such file; expected a file, a folder
 predict ridge.safetensors x.png --top 0 | top = 0; expected at least 1
