@@ -142,7 +142,7 @@ fit ridge digits/val -o new.safetensors --device gpu | device 'gpu' cannot be us
 fit ridge digits/val -o new.safetensors --device meta | device 'meta' cannot be used; expected e.g. cuda
 evaluate ridge.safetensors | required: --on
 evaluate --on digits/test | required: HEAD
-evaluate missing.safetensors --on digits/test | missing.safetensors: no such file; expected a head written by `featcache fit`
+evaluate missing.safetensors --on digits/test | missing.safetensors: no such file; expected a head
 evaluate x.png --on digits/test | x.png: cannot be read as a head
 3 evaluate ridge.safetensors --on digits/none | digits/none; similar
 5 evaluate ridge.safetensors --on other/test | fitted on features of encoder; encode 'other' with the head's

@@ -274,7 +274,8 @@ def curve_chart(curve: Curve, best: object = None) -> Chart:
     edge = max(spreads, default=0.0)
     log = curve.log and min(px for px, _ in flat) > 0
     x = _x_axis([px for px, _ in flat], "log" if log else "linear")
-    y = _y_axis([py + sign * edge for _, py in flat for sign in (-1, 1)])
+    bounds = (0.0, 100.0) if curve.y_label.endswith("(%)") else (-math.inf, math.inf)
+    y = _y_axis([min(max(py + sign * edge, bounds[0]), bounds[1]) for _, py in flat for sign in (-1, 1)])
     series = []
     for number, (name, line) in enumerate(curve.lines.items()):
         spread = curve.spread.get(name, [None] * len(line))
@@ -284,7 +285,7 @@ def curve_chart(curve: Curve, best: object = None) -> Chart:
             Mark(x(px), y(py), "circle", _tip(name, curve, px, py, s), size=1.0 if (px, py) == winner else 0.6)
             for (px, py), s in zip(line, spread, strict=True)
         ]
-        shape = _band(line, spread, x, y)
+        shape = _band(line, spread, x, y, bounds)
         kind = "strong" if number == 0 and len(curve.lines) > 1 else ""
         series.append(Series(name, number % COLOURS, _polyline(pixels), shape, marks, kind))
     return Chart(curve.title, curve.x_label, curve.y_label, x.ticks(), y.ticks(), series)
@@ -295,13 +296,13 @@ def _tip(name: str, curve: Curve, x: float, y: float, spread: float | None) -> s
     return f"{name}\n{curve.x_label} {x:g}\n{curve.y_label} {y:.4g}{around}"
 
 
-def _band(line: Points, spread: Sequence[float | None], x: Axis, y: Axis) -> str:
-    """The outline of mean ± spread; empty where a spread is missing."""
+def _band(line: Points, spread: Sequence[float | None], x: Axis, y: Axis, bounds: tuple[float, float]) -> str:
+    """The outline of mean ± spread within `bounds`; empty where a spread is missing."""
     sides = [(px, py, s) for (px, py), s in zip(line, spread, strict=True) if s is not None]
     if len(sides) < 2 or len(sides) != len(line):
         return ""
-    upper = [(x(px), y(py + s)) for px, py, s in sides]
-    lower = [(x(px), y(py - s)) for px, py, s in reversed(sides)]
+    upper = [(x(px), y(min(py + s, bounds[1]))) for px, py, s in sides]
+    lower = [(x(px), y(max(py - s, bounds[0]))) for px, py, s in reversed(sides)]
     return _polyline([*upper, *lower])
 
 

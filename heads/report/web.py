@@ -56,7 +56,7 @@ class Background:
     details : from `heads.report.details.head_details`
     published : from `heads.report.against.compare_published`
     curves : charts of paths over C, shots or updates
-    facts : sections of labelled texts, such as ``{"Cost": {"encoding": "4.1 s"}}``, in order
+    facts : sections of labelled texts, such as ``{"Cost": {"encoding": "4.1 s"}}``, in order; empty ones are left out
     """
 
     notes: Sequence[str] = ()
@@ -225,7 +225,7 @@ def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background,
         confusion_note=_confusion_note(background.details),
         groups=group_tables(rows),
         published=background.published,
-        facts=background.facts,
+        facts={name: facts for name, facts in background.facts.items() if facts},
     )
 
 
@@ -425,8 +425,8 @@ def provenance_facts(rows: Sequence[Row], most: int = 30) -> dict[str, str]:
         for key, verb in (("fitted_on", "fitted on"), ("chosen_on", "chosen on")):
             names = [split_text(split) for split in row.get(key) or () if isinstance(split, dict)]
             parts += [f"{verb} {' + '.join(names)}"] if names else []
-        if alpha_of(row) is None or row.get("chosen_on"):
-            facts.setdefault(label_of(row), "; ".join(filter(None, parts)) or "as its name says")
+        if any(parts) and (alpha_of(row) is None or row.get("chosen_on")):
+            facts.setdefault(label_of(row), "; ".join(filter(None, parts)))
         if len(facts) >= most:
             break
     return facts
@@ -454,5 +454,5 @@ def _short(value: object) -> str:
 
 
 def with_facts(background: Background, **facts: Mapping[str, str]) -> Background:
-    """The background with further sections of facts; empty ones are left out."""
-    return replace(background, facts={**background.facts, **{key: value for key, value in facts.items() if value}})
+    """The background with further sections of facts."""
+    return replace(background, facts={**background.facts, **facts})

@@ -142,6 +142,14 @@ def test_spread_becomes_a_band_and_the_best_point_a_larger_mark():
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)  # decades are equally wide
 
 
+def test_the_band_of_percentages_ends_at_100():
+    curve = Curve("t", "shots", "Accuracy (%)", {"a": [(1, 97.0), (2, 99.0)]}, {"a": [1.0, 2.0]})
+    (series,) = curve_chart(curve).series
+    heights = [float(point.partition(",")[2]) for point in series.band.split()]  # upper edge, then lower edge backwards
+    assert heights[1] - series.marks[1].y == pytest.approx((heights[0] - series.marks[0].y), rel=0.02)  # one point both
+    assert heights[2] - series.marks[1].y == pytest.approx(2 * (heights[3] - series.marks[0].y), rel=0.02)
+
+
 def test_two_hundred_heads_on_twelve_data_sets_fit_and_more_are_cut_to_the_best(tmp_path):
     rng = np.random.default_rng(0)
     names = [f"data-{i}" for i in range(12)]
