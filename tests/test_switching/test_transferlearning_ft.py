@@ -72,8 +72,10 @@ def test_two_epochs_equal_a_plain_loop(root: Path) -> None:
     assert [record["lr"] for record in records] == [5e-5, 5e-5]
     found, start = read_state(out / "last"), clip_models.make_model(2).state_dict()
     for name, value in model.state_dict().items():
-        moved = (value - start[name]).abs().max()
-        assert (found[name] - value).abs().max() <= 0.02 * moved + 1e-8, name
+        moved, error = (value - start[name]).abs().max(), (found[name] - value).abs()
+        if name.endswith("in_proj_bias"):  # a key's bias has no effect: Adam magnifies the rounding of its gradient
+            error = torch.cat(error.chunk(3)[::2])
+        assert error.max() <= 0.02 * moved + 1e-8, name
 
 
 def test_the_best_epoch_is_that_of_the_validation_domain(root: Path) -> None:

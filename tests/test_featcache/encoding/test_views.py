@@ -134,7 +134,7 @@ def test_ridge_leaves_views_of_an_image_out_together(tmp_path: Path) -> None:
     apart = Ridge().fit(X, y, classnames=CLASSES)
     assert not np.allclose(apart.cv_errors_, expected.cv_errors_, rtol=1e-3)
     assert 0 <= expected.score(*store.numpy()) <= 1
-    with pytest.raises(HeadError, match=r"would hold out rows of groups \(views of an image.* that it fits on"):
+    with pytest.raises(HeadError, match=r"would hold out rows of groups \(views of an image.* that it also fits on"):
         fit_head("discriminant", Material(views))
     others = Decoding(range(40))
     others.pixels = 255 - others.pixels
