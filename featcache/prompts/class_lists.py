@@ -68,6 +68,10 @@ def load_class_list(name_or_file: str | Path) -> ClassList:
     if text in LISTS:
         keys, names = LISTS[text]()
         return ClassList(text, keys, names)
+    if Path(name_or_file).is_dir():
+        raise PromptError(
+            f"class names {text!r}: is a folder; if its subfolders are the classes, write imagefolder:{text}"
+        )
     if not Path(name_or_file).is_file():
         raise PromptError(f"class names {text!r}: no such file; expected a file, or one of {', '.join(LISTS)}")
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike, path
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
@@ -135,7 +136,7 @@ def _of_list(
         return _of_paths(
             [Path(str(item)).expanduser().absolute() for item in pictures], values, split, name, classnames
         )
-    return _indexed(name, split, lambda row: pictures[row], lambda row: values[row], len(pictures), classnames)
+    return _indexed(name, split, lambda row: (pictures[row], values[row]), len(pictures), classnames)
 
 
 def _is_pair(data: Held) -> bool:
@@ -177,11 +178,17 @@ def _of_torch(data: Held, split: str, name: str, classnames: Sequence[str] | Non
         found = files_of(data, Path(data.root).expanduser().absolute(), split, name)
         if found is not None:
             return found
-    return _indexed(name, split, lambda row: _pair(data, row)[0], lambda row: _pair(data, row)[1], len(data), listed)
+    lock = Lock()
+
+    def sample(row: int) -> tuple[object, object]:
+        with lock:  # a data set may share a file handle or a random generator, as DataLoader's workers never do
+            item = data[row]
+        return _pair(item, row)
+
+    return _indexed(name, split, sample, len(data), listed)
 
 
-def _pair(data: Held, row: int) -> tuple[object, object]:
-    item = data[row]
+def _pair(item: object, row: int) -> tuple[object, object]:
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise DatasetError(f"sample {row} is {type(item).__name__}; expected (image, label)")
     return item[0], item[1]
@@ -200,19 +207,19 @@ def _listed_classes(data: Held) -> Sequence[str] | None:
 def _indexed(
     name: str,
     split: str,
-    picture: Callable[[int], object],
-    label: Callable[[int], object],
+    sample: Callable[[int], tuple[object, object]],
     rows: int,
     classnames: Sequence[str] | None,
 ) -> PictureDataset:
-    """The data set, after reading every picture once for its size and hash."""
+    """The data set, after reading every picture and label once, for sizes, hashes and classes."""
 
     def look(row: int) -> tuple[int, bytes, object]:
+        picture, label = sample(row)
         try:
-            content = to_content(picture(row))
+            content = to_content(picture)
         except ImageReadError as error:
             raise DatasetError(f"sample {row}: {error}") from error
-        return len(content), xxhash.xxh3_128_digest(content), label(row)
+        return len(content), xxhash.xxh3_128_digest(content), label
 
     with ThreadPoolExecutor(THREADS) as pool:
         looked = list(pool.map(look, range(rows)))
@@ -231,7 +238,7 @@ def _indexed(
             "expected the same picture each time that a sample is asked for: leave its random transforms out",
         ),
     )
-    return PictureDataset(name, split, index, picture)
+    return PictureDataset(name, split, index, lambda row: sample(row)[0])
 
 
 def _classes(

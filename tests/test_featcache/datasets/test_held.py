@@ -1,5 +1,7 @@
 """Data sets in memory: lists, torch and Hugging Face data sets; keys depend on content, not on addresses."""
 
+import time
+
 import datasets as hub
 import numpy as np
 import pytest
@@ -101,6 +103,30 @@ def test_a_new_list_at_the_address_of_a_freed_one(tmp_path):
         flat = pictures[0].reshape(-1).astype(np.float64)
         assert np.allclose(store.features[0], flat / np.linalg.norm(flat), atol=1e-3)
         del pictures
+
+
+class SharedHandle(Pictures):
+    """A data set whose samples share a state, such as the position in a file, and that counts its reads."""
+
+    reads, at = 0, 0
+
+    def __getitem__(self, row):
+        self.reads, self.at = self.reads + 1, row
+        time.sleep(1e-3)
+        return super().__getitem__(self.at)
+
+
+def test_a_torch_data_set_is_read_by_one_thread_at_a_time_and_once_to_open(tmp_path):
+    data = SharedHandle()
+    assert dataset_key(as_dataset(data).index) == dataset_key(as_dataset(Pictures()).index)
+    assert data.reads == len(ARRAYS)
+    store = featcache.encode(SharedHandle(), "train", PIXELS, root=tmp_path)
+    assert np.allclose(store.features, EXPECTED, atol=1e-3)
+
+
+def test_a_torch_data_set_may_seed_the_global_generator(tmp_path):
+    data = torchvision.datasets.FakeData(16, (3, 6, 5), 2)
+    assert featcache.encode(data, "train", PIXELS, root=tmp_path).features.shape == (16, 90)
 
 
 def test_paths_with_labels(tmp_path):
