@@ -169,7 +169,7 @@ HEAD_TABLE |= {
     ),
     "em_dirichlet": (
         "em_dirichlet",
-        {"rounds": 2, "balance": 0.0, "scale": None, "match": False},
+        {"rounds": 2, "balance": 0.0, "scale": None, "match": False, "mm_steps": None},
         lambda head, X, y, text: lambda Z: reference.em_dirichlet(X, text, 2),
     ),
 }

@@ -40,9 +40,8 @@ class EMDirichlet(TransductiveClassifier):
         Whether to assign clusters to classes one-to-one by the best total zero-shot probability, as the authors do;
         False keeps cluster c as class c.
     mm_steps
-        None finds the maximum-likelihood Dirichlet distributions in each round. A number takes as many steps of the
-        authors' slowly converging iteration towards them, so that a small number regularises. Their code takes up to
-        1,000.
+        Steps of the authors' slowly converging iteration towards the maximum-likelihood Dirichlet distributions in each
+        round. Their code takes up to 1,000; a small number regularises, as small batches need. None finds the maximum.
 
     Attributes
     ----------
@@ -76,7 +75,7 @@ class EMDirichlet(TransductiveClassifier):
         rounds: Count = 20,
         scale: Rate | None = 30.0,
         match: bool = True,
-        mm_steps: Count | None = None,
+        mm_steps: Count | None = 5,
     ) -> None:
         self.balance = balance
         self.rounds = rounds
