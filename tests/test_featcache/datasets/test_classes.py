@@ -84,7 +84,7 @@ def test_a_label_beyond_the_list_is_an_error(tmp_path: Path) -> None:
     spec = arrays(tmp_path, [0, 200])
     with pytest.raises(DatasetError, match="imagenet-r: 200 classes, and a label is 200"):
         open_dataset(f"{spec},classes=imagenet-r", "test")
-    with pytest.raises(PromptError, match="is a folder; for its subfolders as classes write imagefolder:"):
+    with pytest.raises(PromptError, match="is a folder; if its subfolders are the classes, write imagefolder:"):
         load_class_list(tmp_path)
     with pytest.raises(PromptError, match="no such file; expected a file, or one of imagenet, imagenet-r"):
         open_dataset(f"{spec},classes=imagenet-z", "test")
