@@ -7,24 +7,30 @@ With h leverages, e squared residuals, r = e / (1 - h)² and g = 1 / (1 - h)² -
 With many more rows than features, leverages are small, and so is g: about 2 h, of which the mean is D / n. E follows
 from the moments in float64, and so does the sum of the leverages, the trace of ``S (S + alpha I)⁻¹``: of G only the
 small ``g - 2 h`` remains. The rows are needed only for that and for the covariance of e and g, in which independent
-errors of e and g average out. Relative errors of 1e-3 in e and h become about 1e-6 in the sum.
+errors of e and g average out. Relative errors of 1e-2 in e and of 1e-3 in h become about 1e-6 in the sum.
 
-The two exact sums also measure the error of the products. If they disagree by more than `_MISMATCH`, or the covariance
-is not small, `mean_errors` returns None, and the caller repeats the pass in float32.
+So everything between the rows and (e, h) is bfloat16 (`Coarse`), which the CPU multiplies fast and reads twice as fast
+as float32. The formulas are those of `heads.solvers.ridge.leave_one_out`, with one difference: near pairs of
+eigenvalues, which rounding would blow up, are the R / 16 nearest ones, each a column ``z_d z_e`` with the factor
+``2 K_de F_d F_e``.
+
+The two exact sums also measure the error of the products: a relative error of the sum of e is about that of the
+covariance. Where these are too large (`_MISMATCH`), `mean_errors` returns None, and the caller repeats the pass in
+float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from heads.solvers.logistic.precision import has_bfloat16
 from heads.solvers.parallel import Blocks, map_pieces
 from heads.solvers.primitives import Column, as_tensor
-from heads.solvers.ridge.forms import Coupled
 from heads.solvers.ridge.spectrum import Spectrum
 
 Float = NDArray[np.float64]
@@ -33,10 +39,15 @@ _LEVERAGE = 0.04
 """Largest mean leverage at which the products may be coarse."""
 
 _MISMATCH = 2e-3
-"""Largest relative error of the sums of residuals and of leverages, and largest covariance relative to E."""
+"""Largest relative error of the sum of leverages, and largest covariance relative to E.
 
-_PIECE_ROWS = 1024
-"""Twenty passes over a piece's products: half of the usual piece takes 5% less time (N = 50,000, D = 512)."""
+Its square is the largest product of the covariance, relative to E, with the relative error of the sum of residuals."""
+
+_NEIGHBOURS = 4
+"""Near pairs are looked for this many places apart: eigenvalues are sorted, so that further ones are less near."""
+
+_GAP = 1e-4
+"""Smallest relative distance of the other pairs, whose rounding it blows up: by 2⁻⁹ / `_GAP` = 20."""
 
 _ROUNDING = 2.0**-18 / 3
 """Mean square of bfloat16's relative rounding."""
@@ -55,34 +66,123 @@ def pays(spectrum: Spectrum, alphas: Float) -> bool:
     return freedom < _LEVERAGE * spectrum.rows and mixed < _MISMATCH * freedom
 
 
-def mean_errors(spectrum: Spectrum, form: Coupled, blocks: Blocks, alphas: Float) -> Float | None:
+@dataclass(frozen=True)
+class Coarse:
+    """Squared residuals and leverages of rows for all alphas, in bfloat16; every field is independent of the rows."""
+
+    mean: Tensor  # (D,) float32
+    rotate: Tensor  # (D, 2 R): 2 V @ coupling and V side by side: one product gives u and z
+    label_rows: Tensor  # (C, R): 2 P (y - ȳ) of each class
+    label_size: Tensor  # (C,) float32: ||y - ȳ||² of each class
+    pairs: tuple[Tensor, Tensor]  # positions (P,) of the near eigenvalues
+    error_factor: Tensor  # (2 R, 2 A): of u z and z², in two parts
+    pair_factor: Tensor  # (P, 2 A): of the products of pairs
+    leverage_factor: Tensor  # (R, 2 A): F
+    intercept_leverage: float
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, alphas: Float) -> Coarse | None:
+        """For a spectrum without a base; None where too many eigenvalues are nearly the same."""
+
+        def rounded(array: Float) -> Tensor:
+            return as_tensor(np.ascontiguousarray(array, dtype=np.float32)).bfloat16()
+
+        # Rows have nothing in null directions.
+        some = spectrum.eigenvalues > len(spectrum.eigenvalues) * spectrum.rounding
+        s, p, vectors = spectrum.eigenvalues[some], spectrum.projected[some], spectrum.vectors[:, some]
+        first, second, rest = _near_pairs(s, alphas.min())
+        if rest < _GAP:
+            return None
+        mean_y, kernel = spectrum.mean_y, p @ p.T  # K
+        difference = s[:, None] - s[None, :]  # [e, d] = s_e - s_d
+        np.fill_diagonal(difference, np.inf)
+        difference[first, second] = difference[second, first] = np.inf
+        shrink = 1.0 / (s[:, None] + alphas)
+        coupling = (kernel / difference).astype(np.float32)
+        u = 2.0 * vectors.astype(np.float32) @ coupling
+        together = 2.0 * kernel[first, second][:, None] * shrink[first] * shrink[second]
+        return cls(
+            mean=as_tensor(spectrum.mean_x.astype(np.float32)),
+            rotate=rounded(np.hstack([u, vectors])),
+            label_rows=rounded(2.0 * (p.T - p @ mean_y)),
+            label_size=as_tensor((1.0 - 2.0 * mean_y + mean_y @ mean_y).astype(np.float32)),
+            pairs=(as_tensor(first), as_tensor(second)),
+            error_factor=_in_two_parts(np.vstack([shrink, kernel.diagonal()[:, None] * shrink**2])),
+            pair_factor=_in_two_parts(together),
+            leverage_factor=_in_two_parts(shrink),
+            intercept_leverage=spectrum.intercept_leverage,
+        )
+
+    def rows(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared residuals (n, A) of the full fit and leverages (n, A), float32 arrays of coarse values."""
+        rank, (first, second), labels = len(self.leverage_factor), self.pairs, labels.long()
+        x = features.to(torch.float32, copy=True).sub_(self.mean).bfloat16()
+        terms = x @ self.rotate
+        u, z = terms[:, :rank], terms[:, rank:]
+        together = z.index_select(1, first).mul_(z.index_select(1, second))
+        u.sub_(self.label_rows.index_select(0, labels)).mul_(z)
+        z.square_()
+        error = _sum_of_parts(terms @ self.error_factor).add_(_sum_of_parts(together @ self.pair_factor))
+        leverage = _sum_of_parts(z @ self.leverage_factor).add_(self.intercept_leverage)
+        return error.add_(self.label_size[labels][:, None]), leverage
+
+
+def _in_two_parts(factor: Float) -> Tensor:
+    """A factor (K, A) rounded, and beside it what rounding left (K, 2 A).
+
+    The rounding of F is the same in all rows: it would not average out.
+    """
+    exact = as_tensor(factor)
+    rounded = exact.bfloat16()
+    return torch.cat([rounded, (exact - rounded).bfloat16()], dim=1)
+
+
+def _sum_of_parts(product: Tensor) -> Tensor:
+    """A product (n, 2 A) with a factor in two parts, as (n, A) float32."""
+    first, second = product.chunk(2, dim=1)
+    return first.float().add_(second)
+
+
+def _near_pairs(s: Float, alpha: float) -> tuple[NDArray[np.intp], NDArray[np.intp], float]:
+    """Positions of the R / 16 nearest pairs of ascending eigenvalues, and the smallest distance of the other pairs.
+
+    Distances are relative to s + alpha.
+    """
+    first = np.concatenate([np.arange(max(len(s) - k, 0)) for k in range(1, _NEIGHBOURS + 1)])
+    second = first + np.repeat(np.arange(1, _NEIGHBOURS + 1), [max(len(s) - k, 0) for k in range(1, _NEIGHBOURS + 1)])
+    distance = (s[second] - s[first]) / (s[first] + alpha)
+    order, near = np.argsort(distance, kind="stable"), len(s) // 16
+    return first[order[:near]], second[order[:near]], float(distance[order[near:]].min(initial=np.inf))
+
+
+def mean_errors(spectrum: Spectrum, blocks: Blocks, alphas: Float) -> Float | None:
     """Mean over rows of the leave-one-out squared errors (A,); None where they would not be good to about 1e-5.
 
     Parameters
     ----------
     spectrum : of rows of weight 1, without a base
-    form : in float32; its large product is made in bfloat16
     blocks : gives ``(X (n, D), labels (n,))``, or None besides
     """
-    coarse = replace(form, rotate=form.rotate.to(torch.bfloat16))
+    coarse = Coarse.of(spectrum, alphas)
+    if coarse is None:
+        return None
 
     def of_piece(features: Column, targets: Column, *_: None) -> Float:
-        X, y = as_tensor(features), as_tensor(targets)
-        e, h = coarse.rows(X, y)
-        g = (1.0 - h).square_().reciprocal_().sub_(1.0)
-        sums = [part.sum(dim=0, dtype=torch.float64) for part in (e, h, g)]
-        return torch.stack([*sums, e.mul_(g).sum(dim=0, dtype=torch.float64)]).numpy()
+        e, h = coarse.rows(as_tensor(features), as_tensor(targets))
+        raised = (1.0 - h).square_().reciprocal_()  # 1 + g
+        sums = [part.sum(dim=0) for part in (e, h, raised, e * raised)]
+        return torch.stack(sums).double().numpy()
 
-    n = float(spectrum.rows)
-    e_sum, h_sum, g_sum, eg_sum = np.sum(
-        list(map_pieces(blocks, of_piece, rows=_PIECE_ROWS, width=2 * form.rank)), axis=0
-    )
+    n, rank = float(spectrum.rows), len(spectrum.eigenvalues)
+    e_sum, h_sum, raised_sum, r_sum = np.sum(list(map_pieces(blocks, of_piece, width=2 * rank)), axis=0)
+    g_sum, eg_sum = raised_sum - n, r_sum - e_sum
     s, power = spectrum.eigenvalues[:, None], np.square(spectrum.projected).sum(axis=1)[:, None]
     shrink = 1.0 / (s + alphas)
     errors = n * (1.0 - float(spectrum.mean_y @ spectrum.mean_y)) - (power * shrink * (2.0 - s * shrink)).sum(axis=0)
     leverages = (s * shrink).sum(axis=0) + n * spectrum.intercept_leverage
     covariance = eg_sum - e_sum * g_sum / n
-    doubts = (e_sum / errors - 1.0, h_sum / leverages - 1.0, covariance / errors)
+    size = np.abs(covariance / errors)
+    doubts = (h_sum / leverages - 1.0, size, size * (e_sum / errors - 1.0) / _MISMATCH)
     if leverages.max() > _LEVERAGE * n or any(np.abs(doubt).max() > _MISMATCH for doubt in doubts):
         return None
     total: Float = errors * (1.0 + (2.0 * leverages + g_sum - 2.0 * h_sum) / n) + covariance

@@ -45,7 +45,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from heads.solvers.folds import by_fold
-from heads.solvers.parallel import Blocks, map_pieces
+from heads.solvers.parallel import Blocks, map_pieces, one_blas_thread
 from heads.solvers.primitives import Column, as_tensor, on_gpu
 from heads.solvers.ridge import corrected
 from heads.solvers.ridge.forms import Coupled, Direct
@@ -138,6 +138,7 @@ def squared_errors(
     return _errors(spectra, blocks, check_alphas(alphas), dtype, leave_out=False)
 
 
+@one_blas_thread()
 def _errors(
     spectra: Sequence[Spectrum],
     blocks: Callable[[], Blocks],
@@ -162,13 +163,13 @@ def _errors(
         return _mean_errors([Direct.of(s, alphas) for s in spectra], rows, leave_out)
     if small or dtype == torch.float64 or (dtype is None and (gpu or not labels)):
         return _mean_errors(_forms(spectra, alphas, torch.float64, device), rows, leave_out)
-    quick = _forms(spectra, alphas, torch.float32, device)
     errors = None
     pays = dtype is None and leave_out and plain and corrected.pays(spectra[0], alphas)
     if pays or dtype == torch.bfloat16:
-        errors, rows = corrected.mean_errors(spectra[0], quick[0], rows, alphas), blocks()
+        errors, rows = corrected.mean_errors(spectra[0], rows, alphas), blocks()
     if errors is None:
-        errors = _mean_errors(quick, rows, leave_out, _forms(spectra, alphas, torch.float64, device))
+        forms = (_forms(spectra, alphas, kind, device) for kind in (torch.float32, torch.float64))
+        errors = _mean_errors(next(forms), rows, leave_out, next(forms))
     # The squared error of predicting the class frequencies is the size of one-hot targets.
     size = min(1.0 - float(spectrum.mean_y @ spectrum.mean_y) for spectrum in spectra)
     if errors.min() >= _FLOAT32_FLOOR * size:

@@ -1,7 +1,5 @@
 """Leave-one-out errors from bfloat16 products: right to 1e-5, or left to float32."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
 from heads.solvers.ridge import corrected
-from heads.solvers.ridge.forms import Coupled
+from heads.solvers.ridge.forms import Coupled, Direct
 from heads.solvers.ridge.leave_one_out import leave_one_out_errors
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import Spectrum, decompose
@@ -38,7 +36,7 @@ def form_of(rows: Rows, alphas: NDArray[np.float64]) -> Coupled:
 
 
 def corrected_errors(rows: Rows, alphas: NDArray[np.float64] = ALPHAS) -> NDArray[np.float64] | None:
-    return corrected.mean_errors(spectrum_of(rows), form_of(rows, alphas), [rows], alphas)
+    return corrected.mean_errors(spectrum_of(rows), [rows], alphas)
 
 
 @pytest.mark.parametrize("rows", [drawn(6_000), drawn(6_000, decay=0.0), drawn(4_000, dim=24, classes=3)])
@@ -54,14 +52,56 @@ def test_errors_are_those_of_scikit_learn(rows: Rows) -> None:
 
 def test_plain_bfloat16_products_would_be_worse() -> None:
     rows = drawn(6_000)
-    form = form_of(rows, ALPHAS)
-    coarse = replace(form, rotate=form.rotate.to(torch.bfloat16))
+    coarse = corrected.Coarse.of(spectrum_of(rows), ALPHAS)
+    assert coarse is not None
     e, h = coarse.rows(torch.from_numpy(rows[0]), torch.from_numpy(rows[1]))
     plain = (e / (1.0 - h).square()).double().mean(dim=0).numpy()
     exact = leave_one_out_errors(spectrum_of(rows), lambda: [rows], ALPHAS, dtype=torch.float64)
     found = corrected_errors(rows)
     assert found is not None
     assert np.abs(found / exact - 1).max() < 0.1 * np.abs(plain / exact - 1).max()
+
+
+def test_columns_without_information_are_left_out() -> None:
+    """Repeated and constant columns give eigenvalues of zero, all of them the same."""
+    X, y = drawn(6_000, dim=32)
+    rows = np.hstack([X, X, np.full((len(X), 8), 0.25, np.float16)]), y
+    coarse = corrected.Coarse.of(spectrum_of(rows), ALPHAS)
+    assert coarse is not None
+    assert len(coarse.leverage_factor) == 32
+    truth = leave_one_out_errors(spectrum_of(rows), lambda: [rows], ALPHAS, dtype=torch.float64)
+    found = corrected_errors(rows)
+    assert found is not None
+    np.testing.assert_allclose(found, truth, rtol=1e-5)
+
+
+def test_near_pairs_are_the_nearest_of_all() -> None:
+    s = np.sort(np.random.default_rng(0).random(40))
+    first, second, rest = corrected._near_pairs(s, 0.1)
+    distances = sorted((s[e] - s[d]) / (s[d] + 0.1) for d in range(40) for e in range(d + 1, 40))
+    np.testing.assert_allclose((s[second] - s[first]) / (s[first] + 0.1), distances[:2])
+    assert rest == distances[2]
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-7])
+def test_residuals_of_a_near_pair_do_not_drown(gap: float) -> None:
+    """Of eigenvalues closer than bfloat16 can tell apart: each row is right to a few percent."""
+    rows = drawn(6_000)
+    spectrum = spectrum_of(rows)
+    spectrum.eigenvalues[1:8:2] = spectrum.eigenvalues[0:8:2] * (1 + gap)
+    coarse = corrected.Coarse.of(spectrum, ALPHAS)
+    assert coarse is not None
+    X, y = torch.from_numpy(rows[0][:500]), torch.from_numpy(rows[1][:500])
+    (e, h), (exact_e, exact_h) = coarse.rows(X, y), Direct.of(spectrum, ALPHAS).rows(X, y)
+    assert (e - exact_e).square().mean().sqrt() < 0.05 * exact_e.mean()
+    assert (h - exact_h).square().mean().sqrt() < 0.01 * exact_h.mean()
+
+
+def test_too_many_equal_eigenvalues_are_left_to_float32() -> None:
+    rows = drawn(6_000)
+    spectrum = spectrum_of(rows)
+    spectrum.eigenvalues[:32] = spectrum.eigenvalues[0]
+    assert corrected.mean_errors(spectrum, [rows], ALPHAS) is None
 
 
 @pytest.mark.parametrize(
