@@ -211,7 +211,7 @@ class Objective:
         def of(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
             value, residual = residuals(piece)
             sums = residual.sum(dim=0)  # first, as the product may overwrite the residuals
-            return value, self.precision.backward(residual, piece.block.X), sums
+            return value, self.precision.backward(residual, piece.block.X, self.rows.largest_weight), sums
 
         total, theta = self._zero(), self.zeros()
         for value, products, sums in self._pieces(of):

@@ -20,7 +20,7 @@ from heads.solvers.primitives import wide_product
 LOW_WORK = 10**9
 """N·D·C from which products take long enough for bfloat16 to be worth a copy of the rows."""
 
-_UNIT = 2.0**14  # residuals are in [-1, 1]; this moves them to the upper end of float16's range
+_UNIT = 2.0**14  # residuals of weight 1 are in [-1, 1]; this moves them to the upper end of float16's range
 _ALIGNED = 8  # columns of float16 in 16 bytes, which tensor cores want rows to be a multiple of
 
 Forward = Callable[[Tensor, Tensor], Tensor]
@@ -60,11 +60,14 @@ class Precision:
 
         return product
 
-    def backward(self, residual: Tensor, x: Tensor) -> Tensor:
-        """``residual.T @ x`` (K, D), in the type of the residuals (n, K), which may be overwritten."""
+    def backward(self, residual: Tensor, x: Tensor, largest: float = 1.0) -> Tensor:
+        """``residual.T @ x`` (K, D), in the type of the residuals (n, K), which may be overwritten.
+
+        No residual exceeds `largest`, a power of two: beyond four times a residual of weight 1, float16 would overflow.
+        """
         if self.dtype in (torch.float32, torch.float64):
             return residual.T @ x.to(self.dtype)
-        unit = _UNIT if self.dtype == torch.float16 else 1.0
+        unit = _UNIT / largest if self.dtype == torch.float16 else 1.0
         factor = self._split(residual if unit == 1.0 else residual.mul_(unit))
         out = residual.new_empty(factor.shape[1], x.shape[1])
         _product(factor.T, x.T, out)

@@ -8,6 +8,7 @@ the objective moves their mean into the other factor of each product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class RowSource:
     precision : of the products
     cheaper : the precision used far from the minimum, if it is another one
     keep_logits : whether logits are kept from one pass to the next; `read` then gives one block
+    largest_weight : a power of two that no row's weight exceeds, and at least 1
     """
 
     read: Callable[[Precision], Iterator[Block]]
@@ -71,6 +73,7 @@ class RowSource:
     precision: Precision = FLOAT32
     cheaper: Precision | None = None
     keep_logits: bool = False
+    largest_weight: float = 1.0
 
     @classmethod
     def in_memory(cls, X: Tensor, y: Tensor, weights: Tensor | None = None) -> RowSource:
@@ -141,6 +144,7 @@ class Rows:
             precision=self.precision,
             cheaper=narrow if low else self.cheaper,
             keep_logits=kept,
+            largest_weight=1.0 if counted is None else 2.0 ** math.ceil(math.log2(max(counted.max(), 1.0))),
         )
 
     def centred(self, where: Mask) -> Iterator[ArrayBlock]:

@@ -13,7 +13,7 @@ from heads.solvers import parallel, primitives
 from heads.solvers.logistic.objective import Line, Objective
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.penalties import L2
-from heads.solvers.logistic.precision import FLOAT16, FLOAT16_HALVES
+from heads.solvers.logistic.precision import FLOAT16, FLOAT16_HALVES, Precision
 from heads.solvers.logistic.preconditioner import ClassBlocks
 from heads.solvers.logistic.rows import DeviceRows, RowSource
 from heads.solvers.primitives import class_sums, class_sums_by_product
@@ -139,6 +139,21 @@ def test_value_and_gradient_equal_those_in_float64(
         assert float((found - slope).norm() / slope.norm()) < 2e-5
     assert f.value(0.25) == pytest.approx(exact.value(0.25), rel=1e-5)
     assert torch.equal(f.accept(0.5), theta + 0.5 * step)
+
+
+@pytest.mark.parametrize("precision", [FLOAT16, FLOAT16_HALVES])
+def test_rows_of_large_weights_do_not_overflow(rows: tuple[torch.Tensor, torch.Tensor], precision: Precision) -> None:
+    """Residuals of weight 5 leave float16's range once they are scaled as those of weight 1 are."""
+    X, y = rows
+    device = DeviceRows(X, y, 6)
+    device.weights = np.where(np.arange(len(y)) % 2 > 0, 5.0, 300.0)
+    source = replace(device.source(np.arange(6), 6, None), precision=precision)
+    wide = RowSource.in_memory(X.double() - torch.from_numpy(device.mean), y, torch.from_numpy(device.weights))
+    theta = torch.randn(6, 25, generator=torch.Generator().manual_seed(0)).half().float()
+    want, slope = line(wide, 0.1).start(theta.double())
+    got, found = line(source, 0.1).start(theta)
+    assert got == pytest.approx(want, rel=1e-3)
+    assert float((found - slope).norm() / slope.norm()) < 2e-3
 
 
 def line(rows: RowSource, strength: float, **options: Any) -> Line:
