@@ -21,11 +21,13 @@ IMPLS: dict[str, str] = {
 }
 """Where each implementation is, by its name: a module, or an object in one; imported when used."""
 
-AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda, half": ("triton", "cuda")}
+AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda, half": ("triton", "cuda"), "cuda": ("cuda",)}
 """What ``impl="auto"`` tries for features on a device, in order, before "chunked", which runs anywhere.
 
 "half": features and weights are float16 or bfloat16. Tensor cores then finish the products early, and the remaining
-work is the bottleneck. The order on a GPU follows from instruction counts, not yet from a measurement.
+work is the bottleneck. Other products, such as those of half-precision features with a head's float32 weights, are best
+left to cuBLAS; "chunked" reads and writes its logits a dozen times, "cuda" once. The order on a GPU follows from counts
+of instructions and bytes, not yet from a measurement.
 """
 
 _LIBRARIES = {"cpu": "numba", "triton": "triton"}

@@ -270,9 +270,14 @@ def _sums(places: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) ->
 
 
 def _on_host(sums: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
-    """The arrays of these tensors; those on a GPU come in one copy, as float64, which holds counts up to 2**53."""
+    """The arrays of these tensors; those on a GPU come in one copy."""
     if not sums["nll"].is_cuda:
         return {name: values.numpy() for name, values in sums.items()}
+    return _in_one_copy(sums)
+
+
+def _in_one_copy(sums: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """The arrays of tensors on a device, copied as float64, which holds counts up to 2**53."""
     whole = torch.cat([values.double().flatten() for values in sums.values()]).cpu()
     parts = torch.split(whole, [values.numel() for values in sums.values()])
     return {

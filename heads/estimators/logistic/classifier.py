@@ -23,7 +23,7 @@ from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
-from heads.rows.samples import Rows, Samples, Selection, to_numpy
+from heads.rows.samples import Rows, Samples, Selection, is_on_device, to_numpy
 from heads.rows.weights import checked_weights, plain_weights, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.logistic.path import Fitted, PathSolver
@@ -294,7 +294,8 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
 def _check_size(samples: Samples) -> None:
     """Refuse features too large for the float32 solver to converge; those of stores are float16, so always small."""
     if isinstance(samples.source, tuple):
-        largest = float(np.abs(to_numpy(samples.source[0])).max())
+        X = samples.source[0]
+        largest = float(max(map(abs, X.aminmax()))) if is_on_device(X) else float(np.abs(to_numpy(X)).max())
         if _LARGEST < largest < np.inf:
             raise HeadError(f"features reach {largest:.3g}; scale them, for instance to rows of length 1")
 

@@ -20,7 +20,7 @@ from featcache.errors import HeadError, MissingExtraError
 from heads import Metrics
 from heads.kernels import IMPLS, Tally, available, dispatch, linear_nll
 from heads.kernels.problem import pose
-from heads.kernels.tally import RowStats, row_stats
+from heads.kernels.tally import RowStats, _in_one_copy, row_stats
 
 ON_CPU = ("reference", "chunked", "cpu")
 SHAPES = [(1, 3, 2), (257, 16, 65), (130, 8, 2), (70, 5, 1000), (9, 4, 2049), (400, 6, 64)]
@@ -361,11 +361,23 @@ def test_confidences_add_up_to_the_bit_in_any_order() -> None:
     np.testing.assert_allclose(found[0], np.bincount(places, weights=exact, minlength=15), rtol=1e-12)
 
 
+def test_sums_that_leave_a_gpu_in_one_copy_are_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(2, 40, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 7
+    rows = RowStats.stack([row_stats(of_head, labels, predicted=True) for of_head in z])
+    plain = Tally.of_rows(rows, labels, 7).sums
+    monkeypatch.setattr("heads.kernels.tally._on_host", _in_one_copy)
+    for name, values in Tally.of_rows(rows, labels, 7).sums.items():
+        np.testing.assert_array_equal(values, plain[name])
+        assert values.dtype == plain[name].dtype
+
+
 @pytest.mark.parametrize(
     ("device", "kinds", "expected"),
     [
         ("cuda", (torch.float16, torch.bfloat16), "triton"),
-        ("cuda", (torch.float16, torch.float32), "chunked"),
+        ("cuda", (torch.float16, torch.float32), "cuda"),  # features of a store, weights of a head
+        ("cuda", (torch.float32, torch.float32), "cuda"),
         ("cpu", (torch.float16, torch.float16), "cpu"),
         ("mps", (torch.float16, torch.float16), "chunked"),
     ],

@@ -20,13 +20,14 @@ NAMES = tuple("abcde")
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's tensors count as another device's, whose rows may not come to the host as a whole."""
-    for module in ("heads.rows.samples", "heads.rows.device"):
+    for module in ("heads.rows.samples", "heads.rows.device", "heads.estimators.logistic.classifier"):
         monkeypatch.setattr(f"{module}.is_on_device", lambda features: isinstance(features, torch.Tensor))
 
-    def refused(self: Samples) -> Any:
+    def refused(rows: Any) -> Any:
         raise AssertionError("a pass over the rows on the host")
 
     monkeypatch.setattr(Samples, "blocks", refused)
+    monkeypatch.setattr("heads.estimators.logistic.classifier.to_numpy", refused)
 
 
 @pytest.fixture
