@@ -76,7 +76,8 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 	$(BIN)/python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
 	$(BIN)/python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json
 	$(BIN)/python -m benchmarks.bench_nll --out benchmarks/results/nll.json
-	$(BIN)/python -m benchmarks.bench_logistic --enough 12 --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
+	$(BIN)/python -m benchmarks.bench_logistic --enough 16 --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
+	$(BIN)/python -m benchmarks.bench_one_c --out benchmarks/results/one-c.json
 	$(BIN)/python -m benchmarks.bench_multilabel --out benchmarks/results/multilabel.json
 	$(BIN)/python -m benchmarks.bench_finetune --out benchmarks/results/finetune.json
 	$(BIN)/python -m benchmarks.bench_slow_heads --out benchmarks/results/slow-heads.json

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import PredefinedSplit
 
-from benchmarks.bench_ridge import draw
+from benchmarks.clip_like import draw
 from benchmarks.common import benchmark_parser, interleaved, median, ratio, report
 from heads import Ridge
 

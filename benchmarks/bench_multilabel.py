@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from benchmarks.bench_ridge import draw
+from benchmarks.clip_like import draw
 from benchmarks.common import at_least, benchmark_parser, interleaved, median, ratio, report
 from heads import MultiLabelLogistic
 

@@ -180,8 +180,9 @@ class Bench:
         for name in mine:
             self.notes[f"{title}, {name}: share of the product's ceiling"] = cells / at[name] / limits["FLOP/s"]
             self.notes[f"{title}, {name}: peak MiB beyond inputs"] = peak_mib(self.device, mine[name])
+        best = min(mine, key=lambda name: at[name])
+        self.notes[f"{title}: seconds over those of {best}"] = {name: t / at[best] for name, t in at.items()}
         if self.device.type == "cuda":
-            best = min(mine, key=lambda name: at[name])
             if n_heads * self.sizes["C"] >= 8000:
                 self.bar(f"{title}, {best} over the bare product", at[best] / at["product"], 1.15, below=True)
             self.bar(f"{title}, nearest peer over {best}", min(others.values()) / at[best], 1.0)

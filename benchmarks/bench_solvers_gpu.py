@@ -2,7 +2,7 @@
 
 Rows are drawn from class means and one within-class covariance: those of real CLIP features where ``--geometry`` has
 them (``--write-geometry`` makes that file from a folder with clip-vit-b32-features/imagenet_fewshot.npz), else of the
-anisotropic ones of `benchmarks.bench_ridge`. Features are float16 and stay where they are.
+anisotropic ones of `benchmarks.clip_like`. Features are float16 and stay where they are.
 
 - ridge: moments, decomposition and exact leave-one-out for 100 alphas; checked against the definition in float64 on
   some of the rows' residuals;
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.clip_like import draw as draw_clip_like
 from benchmarks.common import at_most, benchmark_parser, median, report
 from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
 from heads.solvers.logistic.objective import Objective
@@ -54,9 +55,7 @@ def real_geometry(folder: Path) -> Geometry:
 
 def drawn_geometry(dim: int, n_classes: int) -> Geometry:
     """The same of anisotropic rows, for machines without the data."""
-    from benchmarks.bench_ridge import draw
-
-    X, y = draw(max(20 * dim, 20 * n_classes), dim, n_classes)
+    X, y = draw_clip_like(max(20 * dim, 20 * n_classes), dim, n_classes)
     return _geometry(X.astype(np.float64), y, n_classes)
 
 

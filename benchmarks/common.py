@@ -194,9 +194,11 @@ def _cpu_model() -> str:
 
 
 def _threads() -> dict[str, int]:
-    """Number of threads of each loaded BLAS or OpenMP pool."""
-    from threadpoolctl import threadpool_info
-
+    """Number of threads of each loaded BLAS or OpenMP pool; none without threadpoolctl."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:  # on a bare GPU machine
+        return {}
     return {str(pool["prefix"]): int(pool["num_threads"]) for pool in threadpool_info()}
 
 

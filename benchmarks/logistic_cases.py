@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bench_ridge import draw as draw_clip_like
+from benchmarks.clip_like import draw as draw_clip_like
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import Rows
 
@@ -93,6 +93,12 @@ def minima(data: Data, Cs: Float) -> list[Point]:
     rows = Rows(data.X.astype(np.float64), data.y, int(data.y.max()) + 1)
     found = PathSolver(rows, tol=1e-12, max_iter=10_000).path(Cs)
     return [Point(f.C, f.weights, f.intercepts, 1e-12, 0.0, 0.0) for f in found]
+
+
+def minimum(data: Data, C: float) -> Point:
+    """The optimum of one C in float64."""
+    (found,) = minima(data, np.array([C]))
+    return found
 
 
 def disagreements(X: Features, best: Point, found: Point) -> tuple[int, float]:

@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+
+try:
+    from hypothesis import settings
+except ImportError:  # on a bare GPU machine, whose tests do without
+    pass
+else:
+    settings.register_profile("nightly", deadline=None)  # `make nightly`; see tests/test_trust/test_fuzz.py
 
 os.environ |= {"FEATCACHE_BATCH_SIZE": "64", "FEATCACHE_CHUNK_ROWS": "4096"}  # not by the speed of this machine
 os.environ.setdefault("FEATCACHE_FSYNC", "0")  # a sync waits for the disk; tests of power cuts switch it on
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread per worker: on busy cores, two wait for each other in a loop
-settings.register_profile("nightly", deadline=None)  # `make nightly`; see tests/test_trust/test_fuzz.py
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,6 +6,7 @@ Imports torch and numpy alone, so that machines with a GPU and little else can r
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +55,16 @@ GRIDS = {
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether float32 products may run in TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    """Whether float32 products may run in TF32, by torch's newer setting: reading the older fails once it was used."""
+    matmul: Any = torch.backends.cuda.matmul
+    recent = hasattr(matmul, "fp32_precision")
+    name, value = ("fp32_precision", "tf32" if allowed else "ieee") if recent else ("allow_tf32", allowed)
+    before = getattr(matmul, name)
+    setattr(matmul, name, value)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(matmul, name, before)
 
 
 def posed(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Problem:

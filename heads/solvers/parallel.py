@@ -11,12 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
-from threadpoolctl import ThreadpoolController
 
 from heads.solvers.primitives import on_gpu
 
@@ -37,9 +36,23 @@ Blocks = Iterable[Block]
 Result = TypeVar("Result")
 
 
+class _Unlimited:
+    """The thread pools of a Python without threadpoolctl, such as that of a bare GPU machine: left as they are."""
+
+    def info(self) -> list[dict[str, Any]]:
+        return []
+
+    def limit(self, **limits: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 @lru_cache(maxsize=1)
-def _thread_pools(modules: int) -> ThreadpoolController:
+def _thread_pools(modules: int) -> Any:
     """The thread pools of the loaded libraries; finding them takes milliseconds, so only once between imports."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return _Unlimited()
     return ThreadpoolController()
 
 

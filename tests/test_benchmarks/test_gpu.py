@@ -1,5 +1,9 @@
 """The GPU benchmarks run tiny on a CPU, so that they do not rot; what needs a GPU is left out, and said to be."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,24 @@ from heads.kernels import linear_nll
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import Rows
 
+ROOT = Path(gpu_bare.__file__).parents[1]
+BARE = """
+import runpy, sys
+from importlib.machinery import PathFinder
+ABSENT = {"hypothesis", "llvmlite", "numba", "numcodecs", "open_clip", "PIL", "safetensors", "scipy", "sklearn",
+          "threadpoolctl", "torchvision", "xxhash", "zarr"}
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in ABSENT else super().find_spec(name, path, target)
+sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+for name in ("bench_nll_gpu", "bench_solvers_gpu", "bench_fit_gpu"):
+    sys.argv = [name, "--device", "cpu", "--tiny", "--rounds", "1", "--out", f"{OUT}/{name}.json"]
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+import pytest
+sys.exit(pytest.main(["-q", "-m", "gpu", "-rs", "tests/test_gpu/test_kernels.py", "tests/test_gpu/test_solvers.py"]))
+"""
+
 
 def record_of(tmp_path: Path, name: str, *options: str) -> dict[str, Any]:
     return run_benchmark(name, tmp_path / "out.json", "--device", "cpu", "--rounds", "1", *options)[0]
@@ -24,6 +46,7 @@ def test_nll_runs_what_a_cpu_can(tmp_path: Path) -> None:
     record = record_of(tmp_path, "bench_nll_gpu", "--heads", "1", "3", "--dtype", "bf16")
     assert {"H=3, product", "H=3, eager, all", "21 alphas, auto", "800 rows, 21 heads, auto"} <= set(record["seconds"])
     assert "H=1, 100 rows, eager, all" in record["seconds"]
+    assert {"product", "eager, all"} < set(record["H=1: seconds over those of auto"])  # a ratio to every peer
     assert set(record["left out"]) == {"cuda", "triton", "compile", "torch", "cce", "liger"}
     assert record["auto: largest error of a row's NLL"] < 1e-3
     assert not record["bars"]  # no figure of a CPU is held against a bar for GPUs
@@ -47,6 +70,8 @@ def test_solvers_reach_their_optimum(tmp_path: Path) -> None:
     assert all(0.0 <= value < 1e-5 for value in gaps.values())
     assert all(value <= 0.01 for name, value in record["logistic: gaps"].items() if "residual" in name)
     assert not record["logistic: not converged"]
+    products = record["floors, s"]["logistic, products"]  # counted: two an iteration, and one that backtracks more
+    assert products > 2 * sum(record["logistic: iterations"])
     assert [bar["name"] for bar in record["bars"]] == ["gap"]
 
 
@@ -69,6 +94,30 @@ def test_gpu_bare_has_every_peer() -> None:
     works = peers(draw(20, 8, 5, 1, torch.float32, torch.device("cpu")), left_out)
     assert {"product", "eager, loss alone", "eager, all"} == set(works)
     assert {"compile", "torch", "cce", "liger"} == set(left_out)
+
+
+def test_the_kernels_and_solvers_need_torch_numpy_and_pytest_alone(tmp_path: Path) -> None:
+    """Beside Triton and CuPy; in a process without the rest of the project's libraries, at tiny sizes."""
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", f"OUT = {str(tmp_path)!r}\n{BARE}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "no CUDA device" in done.stdout or " passed" in done.stdout
+    records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert len(records) == 3
+    assert "sklearn" in records["bench_fit_gpu"]["left out"]["ridge, scikit-learn"]
+    assert "logistic, torch L-BFGS" in records["bench_fit_gpu"]["over ours"]
+
+
+def test_without_a_gpu_every_step_is_left_out_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "record.json"
+    assert gpu_bare.main(["--out", str(out)]) == 1  # nothing was measured
+    record, said = json.loads(out.read_text()), capsys.readouterr().out
+    assert all("left out" in found for found in record.values())
+    assert said.count("torch sees no CUDA device") >= 5
 
 
 def test_a_gap_is_the_distance_from_the_optimum() -> None:

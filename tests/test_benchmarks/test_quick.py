@@ -51,6 +51,25 @@ def test_a_ratio_that_fell_behind_fails(run, speed: float, time: float, name: st
     assert name in line
 
 
+def test_every_bar_of_a_cpu_has_a_run() -> None:
+    """Ridge's four, logistic's two, and one or more of every other benchmark that states a bar for speed."""
+    runs = [" ".join(run) + " " for run in quick.RUNS.values()]
+    others = (
+        "moments",
+        "nll",
+        "store",
+        "store_write",
+        "precision",
+        "preparation",
+        "texts",
+        "logistic",
+        "one_c",
+        "calls",
+    )
+    for needed in ("bench_ridge --alphas 20 ", "bench_ridge --alphas 100 ", *(f"bench_{name} " for name in others)):
+        assert any(run.startswith(needed) for run in runs), needed
+
+
 def test_every_run_is_a_benchmark_of_this_package() -> None:
     for module, *_ in quick.RUNS.values():
         assert (Path(quick.__file__).parent / f"{module}.py").is_file()

@@ -1,6 +1,6 @@
 """Ridge and logistic regression on features that are resident on a GPU, against the general solvers on the host.
 
-Needs scipy and threadpoolctl beside torch, numpy and pytest.
+Needs torch, numpy and pytest alone.
 """
 
 import gpu_cases
@@ -17,8 +17,6 @@ CLASSES, ALPHAS = 20, np.logspace(-3, 3, 25)
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
-    pytest.importorskip("scipy")
-    pytest.importorskip("threadpoolctl")
     random = torch.Generator().manual_seed(0)
     y = torch.randint(CLASSES, (20_000,), generator=random)
     means = torch.randn(CLASSES, 64, generator=random)
