@@ -40,40 +40,26 @@ REMEDY = "pack the store again"
 def pack(store: StorePath, target: str | Path) -> int:
     """Write a finished store with its taps and views to one file; returns the size of its contents in bytes.
 
-    An existing file is replaced once the new one is complete; ``-`` is standard output.
-
-    Raises
-    ------
-    StoreCorruptError
-        A file of the store differs from its checksum; nothing is written.
-    OutputError
-        The target cannot be written.
+    An existing file is replaced once the new one is complete; ``-`` is standard output. StoreCorruptError, and nothing
+    is written, if a file of the store differs from its checksum.
     """
     opened = open_store(store)
     check_deep(store)
-    place = f"{opened.kind}/{opened.manifest.key}"
-    names = [name for name in sorted(files(store)) if _belongs(name)]
     size = 0
     with replacing(target, stream="pack") as file, tarfile.open(fileobj=file, mode="w|", format=FORMAT) as tar:
-        for name in names:
+        for name in sorted(files(store)):
+            if name.startswith(f"{CLAIMS}/") or name.endswith((PARTIAL_SUFFIX, STAMPS)):
+                continue
             content = (store / name).read_bytes()
-            entry = tarfile.TarInfo(f"{place}/{name}")
+            entry = tarfile.TarInfo(f"{opened.kind}/{opened.manifest.key}/{name}")
             entry.size, entry.mode = len(content), 0o644
             tar.addfile(entry, io.BytesIO(content))
             size += len(content)
     return size
 
 
-def _belongs(name: str) -> bool:
-    return not (name.startswith(f"{CLAIMS}/") or name.endswith((PARTIAL_SUFFIX, STAMPS)))
-
-
 def unpack(source: str | Path, root: str | StorePath | None = None) -> tuple[Store, bool]:
-    """Add a packed store to a root, after checking every file.
-
-    Returns
-    -------
-    (store, whether it existed already)
+    """Add a packed store to a root, after checking every file; returns it, and whether it existed already.
 
     Raises
     ------
@@ -93,35 +79,29 @@ def unpack(source: str | Path, root: str | StorePath | None = None) -> tuple[Sto
         raise DatasetError(f"{source}: {error.strerror or error}; expected what `featcache pack` wrote") from error
     try:
         with packed, tarfile.open(source, fileobj=packed, mode="r:") as tar:
-            entries = dict(_checked(tar, source))
-            place = _place(entries, source)
-            return _unpacked(tar, {name[len(place) + 1 :]: entry for name, entry in entries.items()}, base / place)
+            place, entries = _checked(tar, source)
+            return _unpacked(tar, entries, base / place)
     except FeatcacheError:
         raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # invalid numbers in headers
         raise DatasetError(f"{source}: cannot be read as a packed store ({error}); {REMEDY}") from error
 
 
-def _checked(tar: tarfile.TarFile, source: str | Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Names and entries; DatasetError unless all are regular files with plain relative names."""
-    seen: set[str] = set()
+def _checked(tar: tarfile.TarFile, source: str | Path) -> tuple[str, dict[str, tarfile.TarInfo]]:
+    """``KIND/ENCODER_KEY/DATASET_KEY`` and the entries below it; DatasetError unless all are plain files there."""
+    found: dict[tuple[str, str], tarfile.TarInfo] = {}
     for entry in tar:
         parts = PurePosixPath(entry.name).parts
         plain = "/".join(parts) == entry.name and not {"..", "."} & set(parts) and not entry.name.startswith("/")
-        if not plain or "\\" in entry.name or not entry.isreg() or entry.issparse() or entry.name in seen:
+        place = "/".join(parts[:3]), "/".join(parts[3:])
+        if not plain or "\\" in entry.name or not entry.isreg() or entry.issparse() or place in found:
             raise DatasetError(f"{source}: entry {entry.name!r} is not a plain file of a store; {REMEDY}")
-        seen.add(entry.name)
-        yield entry.name, entry
-
-
-def _place(names: dict[str, tarfile.TarInfo], source: str | Path) -> str:
-    """``KIND/ENCODER_KEY/DATASET_KEY``, the folder of all entries."""
-    places = {tuple(name.split("/")[:3]) for name in names if name.count("/") >= 3}
-    if len(places) == 1 and all(name.count("/") >= 3 for name in names):
-        ((kind, *keys),) = places
-        if kind in KINDS and all(KEY.fullmatch(key) for key in keys):
-            return "/".join((kind, *keys))
-    raise DatasetError(f"{source}: contains no store, or several; expected what `featcache pack` wrote")
+        found[place] = entry
+    places = {place for place, _ in found}
+    kind, *keys = min(places, default="").split("/")
+    if len(places) != 1 or kind not in KINDS or not all(map(KEY.fullmatch, keys)) or not all(name for _, name in found):
+        raise DatasetError(f"{source}: contains no store, or several; expected what `featcache pack` wrote")
+    return places.pop(), {name: entry for (_, name), entry in found.items()}
 
 
 def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: Path) -> tuple[Store, bool]:

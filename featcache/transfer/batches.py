@@ -1,12 +1,12 @@
 """Feeding a torch training loop from a store: batches on a given device, prefetched while the model computes.
 
 If the store fits on the device, its rows are kept there and a batch is one gather. If not, a thread reads one batch
-ahead into two alternating staging buffers; for a GPU, these are pinned and copied on a separate stream. The batches are
-the same.
+ahead into two alternating staging buffers; for a GPU, these are pinned and copied on a separate stream.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,10 +57,7 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         features = torch.from_numpy(self.store.gather(rows)).to(self.dtype)
         labels = truth_of(self.store)[rows]
-        values: list[int] | list[torch.Tensor] = (
-            list(torch.from_numpy(labels)) if self.store.multilabel else labels.tolist()
-        )
-        return list(zip(features, values, strict=True))
+        return list(zip(features, torch.from_numpy(labels) if self.store.multilabel else labels.tolist(), strict=True))
 
 
 @dataclass
@@ -131,16 +128,14 @@ class FeatureBatches:
 
     def _resident(self) -> Batch | None:
         """All rows on the device, loaded in the first epoch; None if batches are read from the store."""
-        if self._held is None and self.resident is not False:
-            needed = len(self.rows) * int(np.prod(feature_shape(self.store))) * self.like.element_size()
-            if self.resident is None and needed > RESIDENT_SHARE * free_memory(self.like.device):
-                return None
-            self._held = self._loaded(needed)
-        return self._held
-
-    def _loaded(self, needed: int) -> Batch:
+        if self._held is not None or self.resident is False:
+            return self._held
+        shape = (len(self.rows), *feature_shape(self.store))
+        needed = math.prod(shape) * self.like.element_size()
+        if self.resident is None and needed > RESIDENT_SHARE * free_memory(self.like.device):
+            return None
         try:
-            features = self.like.new_empty((len(self.rows), *feature_shape(self.store)))
+            features = self.like.new_empty(shape)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             raise FeatcacheError(
                 f"{self.store.name}/{self.store.split}: {needed:,} bytes do not fit on {self.like.device}; omit "
@@ -150,7 +145,8 @@ class FeatureBatches:
         for block, labels in self.store.blocks(dtype=np.float16):
             features[done : done + len(labels)] = torch.from_numpy(np.ascontiguousarray(block)).to(features.device)
             done += len(labels)
-        return features, torch.from_numpy(truth_of(self.store)[self.rows]).to(features.device)
+        self._held = features, torch.from_numpy(truth_of(self.store)[self.rows]).to(features.device)
+        return self._held
 
     def _from_device(self, held: Batch, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
         features, labels = held

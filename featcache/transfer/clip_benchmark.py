@@ -40,24 +40,15 @@ class ClipModel(torch.nn.Module):
 def load_clip_benchmark(
     model_name: str, pretrained: str | None = None, cache_dir: str | None = None, device: str | None = None
 ) -> tuple[ClipModel, Callable[[Picture], torch.Tensor], Callable[[Sequence[str]], torch.Tensor]]:
-    """Load an encoder as CLIP_benchmark loads its models.
+    """Load an encoder as CLIP_benchmark loads its models; errors are those of `featcache.load_encoder`.
 
-    ``clip_benchmark.models.TYPE2FUNC["featcache"] = load_clip_benchmark`` enables ``--model_type featcache``.
-
-    Parameters
-    ----------
-    model_name, pretrained, device : as in `featcache.load_encoder`; an empty `pretrained` means None
-    cache_dir : not used; weights are in the hub's cache
+    ``clip_benchmark.models.TYPE2FUNC["featcache"] = load_clip_benchmark`` enables ``--model_type featcache``. An empty
+    `pretrained` means None; `cache_dir` is not used, since weights are in the hub's cache.
 
     Returns
     -------
     (model, transform, tokenizer)
         `ClipModel`; from a PIL image to a tensor; from texts to token ids (B, L).
-
-    Raises
-    ------
-    EncoderError
-        As `featcache.load_encoder`.
     """
     model = ClipModel(load_encoder(model_name, pretrained or None, device=None if device is None else str(device)))
     return model, model.transform, model.encoder.tokenize

@@ -10,19 +10,21 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import FeatcacheError, FeatcacheWarning, MismatchError, OutputError
+from featcache.progress import first_few
 from featcache.store import ImageStore
 from featcache.store.layout import Array
 from featcache.store.places.targets import is_stream, replacing, tidied, writing
 from featcache.store.places.tensors import UNSEALED, in_order, seal
 from featcache.transfer.foreign import TARGET
-from featcache.transfer.formats import FOLDERS, folder_format
+from featcache.transfer.formats import FOLDERS
 from featcache.transfer.rows import ids_of, row_blocks, schema_of, table_blocks
 
 UNIT = 2e-3
@@ -62,11 +64,6 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     OutputError
         The target is a folder or a device instead of a file, or the disk is full. An existing file stays unchanged.
     """
-    with tidied(target):
-        return _export(store, target, kind, dtype)
-
-
-def _export(store: ImageStore, target: str | Path, kind: str | None, dtype: npt.DTypeLike) -> Path:
     path = Path(target)
     chosen = kind or ("csv" if is_stream(target) else path.suffix.removeprefix(".").lower() or "npy")
     if chosen not in (*FORMATS, *FOLDERS):
@@ -78,11 +75,11 @@ def _export(store: ImageStore, target: str | Path, kind: str | None, dtype: npt.
     if chosen in FOLDERS:
         if is_stream(target) or (path.exists() and not path.is_dir()):
             raise OutputError(f"{path}: {chosen} writes a folder; name one, or use another --format for a single file")
-        with writing(path):
-            folder_format(chosen).write(store, path, np.dtype(dtype))
-        return path
-    with replacing(target, stream=chosen) as file:
-        FORMATS[chosen](store, file, np.dtype(dtype))
+        with tidied(target), writing(path):
+            import_module(FOLDERS[chosen]).write(store, path, np.dtype(dtype))
+    else:
+        with tidied(target), replacing(target, stream=chosen) as file:
+            FORMATS[chosen](store, file, np.dtype(dtype))
     return path
 
 
@@ -90,11 +87,8 @@ def _safetensors(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     from safetensors.numpy import save, save_file
 
     features, labels = store.numpy(dtype)
-    facts = {
-        "ids": json.dumps(ids_of(store)),
-        "classnames": json.dumps(list(store.classnames)),
-        "encoder": store.encoder_name,
-    }
+    ids, names = json.dumps(ids_of(store)), json.dumps(list(store.classnames))
+    facts = {"ids": ids, "classnames": names, "encoder": store.encoder_name}
     tensors = {"features": features, "labels": labels}
     if file is sys.stdout.buffer:
         file.write(in_order(save(tensors, metadata=facts)))
@@ -126,8 +120,7 @@ def _say_lacking(store: ImageStore) -> None:
     if names:
         warnings.warn(
             f"{len(names):,} of {len(store.classnames):,} classes have no rows, so their names are not in the csv file "
-            f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); import it with --classes FILE, or export to "
-            "parquet or npz",
+            f"({first_few(names)}); import it with --classes FILE, or export to parquet or npz",
             FeatcacheWarning,
             stacklevel=3,
         )
@@ -166,13 +159,7 @@ def _fe(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
 
 
 def _lengths(store: ImageStore) -> Array:
-    """Lengths (N',) of the valid rows before they were normalised.
-
-    Raises
-    ------
-    MismatchError
-        They are unknown: a store without them, or imported features that already had unit length.
-    """
+    """Lengths (N',) of the valid rows before they were normalised; MismatchError if they are unknown."""
     if "norm" not in store.manifest.arrays:
         raise MismatchError(f"{store.reference}: lengths of features are not stored; encode it again, or export to csv")
     lengths = store.array("norm")[store.valid]
@@ -186,11 +173,6 @@ def _lengths(store: ImageStore) -> Array:
     return lengths
 
 
-FORMATS: dict[str, Callable[[ImageStore, BinaryIO, np.dtype], None]] = {
-    "safetensors": _safetensors,
-    "npz": _npz,
-    "parquet": _parquet,
-    "csv": _csv,
-    "fe": _fe,
-}
+Writer: TypeAlias = Callable[[ImageStore, BinaryIO, np.dtype], None]
+FORMATS: dict[str, Writer] = {"safetensors": _safetensors, "npz": _npz, "parquet": _parquet, "csv": _csv, "fe": _fe}
 """Name of a single-file format -> its writer; folders are in `FOLDERS`."""

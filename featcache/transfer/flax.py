@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from featcache.errors import EncoderError, FeatcacheError, MissingExtraError
+from featcache.errors import EncoderError, FeatcacheError, needs
 from featcache.store import TextStore
 from featcache.store.key import Json
 from featcache.store.places.targets import write_target
@@ -37,15 +37,7 @@ def is_flax(file: Path) -> bool:
 
 
 def read_flax(path: str | Path) -> Tree:
-    """The arrays of a Flax msgpack file, as CPU tensors.
-
-    Raises
-    ------
-    EncoderError
-        The file is damaged, or contains values other than arrays and numbers.
-    MissingExtraError
-        msgpack is not installed.
-    """
+    """The arrays of a Flax msgpack file, as CPU tensors; EncoderError if it is damaged or contains other values."""
     msgpack = _msgpack()
     try:
         content = msgpack.unpackb(Path(path).read_bytes(), ext_hook=_array, raw=False, strict_map_key=False)
@@ -57,13 +49,7 @@ def read_flax(path: str | Path) -> Tree:
 
 
 def write_flax(tree: Json | torch.Tensor, path: str | Path) -> Path:
-    """Write a tree of float tensors as `flax.serialization.to_bytes` does.
-
-    Raises
-    ------
-    MissingExtraError
-        msgpack is not installed.
-    """
+    """Write a tree of float tensors as `flax.serialization.to_bytes` does."""
     write_target(path, _msgpack().packb(tree, default=_packed))
     return Path(path)
 
@@ -73,10 +59,7 @@ def write_text_store(store: TextStore, path: str | Path) -> Path:
 
     The logit scale is not multiplied in. Stores made from prompt files have no ``ctx`` and are written as ``cls`` only.
 
-    Raises
-    ------
-    FeatcacheError
-        Another suffix than ``.ckpt`` or ``.msgpack``.
+    FeatcacheError for another suffix than ``.ckpt`` or ``.msgpack``.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -88,10 +71,8 @@ def write_text_store(store: TextStore, path: str | Path) -> Path:
 
 
 def _msgpack() -> ModuleType:
-    try:
+    with needs("msgpack is not installed; pip install 'featcache[finetune]'"):
         import msgpack
-    except ImportError as error:
-        raise MissingExtraError("msgpack is not installed; pip install 'featcache[finetune]'") from error
     module: ModuleType = msgpack
     return module
 

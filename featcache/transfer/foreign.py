@@ -19,20 +19,22 @@ No file can execute code: torch files are loaded with ``weights_only=True``, npy
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from featcache.datasets.labels import MAX_CLASSES
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, FeatcacheError
 from featcache.parameters import check_regular
 from featcache.prompts.text_files import read_lines
 from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.places.tensors import check_sound
-from featcache.transfer.formats import FOLDERS, Foreign, folder_format
+from featcache.transfer.formats import FOLDERS, Foreign
 from featcache.transfer.rows import CLASSNAMES
 
 if TYPE_CHECKING:
@@ -50,17 +52,10 @@ Reader: TypeAlias = "Callable[[Path, tuple[str, ...]], Foreign]"
 
 
 def read_foreign(source: str | Path, split: str = "train") -> Foreign:
-    """Read features, and labels, ids and class names if present.
+    """Read features, and labels, ids and class names if present, from a file or folder; see the table above.
 
-    Parameters
-    ----------
-    source : a file or folder; see the table above
-    split : split to read, for folders with ``features_SPLIT.pt``
-
-    Raises
-    ------
-    DatasetError
-        There is no such file, its format is unknown, or it is damaged or has no features.
+    The split is for folders with ``features_SPLIT.pt``. DatasetError if the format is unknown, or the file is missing,
+    damaged, or without features.
     """
     path = Path(source)
     return _folder(path, split) if path.is_dir() else read_file(path)
@@ -69,7 +64,7 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
 def read_texts(source: str | Path) -> Foreign:
     """Class vectors of a file, in its layout, with class names from the file or ``classes.txt`` in the same folder."""
     path = Path(source)
-    found = _read(_reader(path), path, TEXTS)
+    found = _read(path, TEXTS)
     if found.classnames is None:
         found.classnames = classes_beside(path.parent)
     return found
@@ -106,61 +101,54 @@ def check_files(paths: Iterable[Path]) -> None:
 
 def read_file(path: Path) -> Foreign:
     """`read_foreign` of a file."""
-    found = _read(_reader(path), path, FEATURES)
-    if found.labels is None:
-        for name in ("labels", "targets"):
-            beside = path.with_name(path.name.replace("features", name))
-            if beside != path and beside.is_file():
-                found.labels = read_array(beside)
-                break
+    found = _read(path, FEATURES)
+    places = [path.with_name(path.name.replace("features", name)) for name in ("labels", "targets")]
+    beside = next((place for place in places if place != path and place.is_file()), None)
+    if found.labels is None and beside is not None:
+        found.labels = read_array(beside)
     return found
-
-
-def _reader(path: Path) -> Reader:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None or not path.is_file():
-        why = "no such file" if reader else "unknown kind of file"
-        raise DatasetError(f"{path}: {why}; expected a folder or a file with the ending {', '.join(READERS)}")
-    return reader
 
 
 def read_array(source: str | Path) -> Array:
     """The labels in a npy, npz, pt or text file (one per line)."""
     path = Path(source)
-    reader = READERS.get(path.suffix.lower(), _numbers if path.suffix.lower() == ".txt" else None)
-    if reader is None:
+    is_text = path.suffix.lower() in (".txt", ".csv")
+    if not is_text and path.suffix.lower() not in READERS:
         raise DatasetError(f"{path}: expected labels in a .npy, .npz, .pt, .txt or .csv file")
-    return _read(_numbers if path.suffix.lower() == ".csv" else reader, path, LABELS).features
+    with _reading(path):
+        check_regular(path)
+        if is_text:
+            return np.loadtxt(path, ndmin=1, delimiter=",", encoding="utf-8")
+        return READERS[path.suffix.lower()](path, LABELS).features
 
 
-def _read(reader: Reader, path: Path, names: tuple[str, ...]) -> Foreign:
-    """Call a reader; DatasetError for anything that it raises."""
-    try:
+def _read(path: Path, names: tuple[str, ...]) -> Foreign:
+    """The features under one of these names in a file."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None or not path.is_file():
+        why = "no such file" if reader else "unknown kind of file"
+        raise DatasetError(f"{path}: {why}; expected a folder or a file with the ending {', '.join(READERS)}")
+    with _reading(path):
         check_regular(path)
         return reader(path, names)
-    except (DatasetError, MemoryError):
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """DatasetError for anything else that a reader raises, as readers do on damaged files."""
+    try:
+        yield
+    except (FeatcacheError, MemoryError):
         raise
-    except Exception as error:  # readers raise anything on damaged files
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DatasetError:
-    said = str(error).partition("\n")[0]
-    return DatasetError(f"{path}: cannot be read ({type(error).__name__}: {said}); write it again")
-
-
-def _numbers(path: Path, names: tuple[str, ...]) -> Foreign:
-    return Foreign(np.loadtxt(path, ndmin=1, delimiter=",", encoding="utf-8"))
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        raise DatasetError(f"{path}: cannot be read ({type(error).__name__}: {said}); write it again") from error
 
 
 def _folder(folder: Path, split: str) -> Foreign:
-    for name in FOLDERS:
-        try:
-            found = folder_format(name).read(folder, split)
-        except (DatasetError, MemoryError):
-            raise
-        except Exception as error:  # readers raise anything on damaged files
-            raise _unreadable(folder, error) from error
+    for module in FOLDERS.values():
+        with _reading(folder):
+            found: Foreign | None = import_module(module).read(folder, split)
         if found is not None:
             return found
     raise DatasetError(
@@ -268,31 +256,26 @@ def id_texts(values: Sequence[object], path: Path) -> list[str]:
 def _csv(path: Path, names: tuple[str, ...]) -> Foreign:
     text = path.read_text(encoding="utf-8")
     first = text.partition("\n")[0]
-    if first.startswith("id,label,class,"):
+    if first.startswith(("id,label,class,", f"id,{TARGET}", f'id,"{TARGET}')):
         return _own_csv(text)
-    if first.startswith((f"id,{TARGET}", f'id,"{TARGET}')):
-        return _own_targets(text)
     numbers = np.loadtxt(io.StringIO(text), delimiter="," if "," in first else None, ndmin=2, dtype=np.float64)
     return Foreign(numbers[:, :-1].astype(np.float32), numbers[:, -1])
 
 
 def _own_csv(text: str) -> Foreign:
-    header, *rows = csv.reader(io.StringIO(text))
-    features = np.array([row[3:] for row in rows], dtype=np.float32).reshape(len(rows), len(header) - 3)
-    labels = np.array([int(row[1]) for row in rows], dtype=np.int64)
-    names = {int(row[1]): row[2] for row in rows}
-    largest = min(max(names, default=-1), MAX_CLASSES)  # import_features rejects larger labels
-    classes = [names.get(label, f"class {label}") for label in range(largest + 1)]
-    return Foreign(features, labels, [row[0] for row in rows], classes)
-
-
-def _own_targets(text: str) -> Foreign:
+    """As `featcache.transfer.export` writes it: ``label`` and ``class``, or a target for each class."""
     header, *rows = csv.reader(io.StringIO(text))
     classes = [name.removeprefix(TARGET) for name in header if name.startswith(TARGET)]
-    first = 1 + len(classes)
-    targets = np.array([row[1:first] for row in rows], dtype=np.int64).reshape(len(rows), len(classes))
+    first = 1 + (len(classes) or 2)
     features = np.array([row[first:] for row in rows], dtype=np.float32).reshape(len(rows), len(header) - first)
-    return Foreign(features, targets, [row[0] for row in rows], classes)
+    if classes:
+        labels = np.array([row[1:first] for row in rows], dtype=np.int64).reshape(len(rows), len(classes))
+    else:
+        labels = np.array([int(row[1]) for row in rows], dtype=np.int64)
+        names = {int(row[1]): row[2] for row in rows}
+        largest = min(max(names, default=-1), MAX_CLASSES)  # import_features rejects larger labels
+        classes = [names.get(label, f"class {label}") for label in range(largest + 1)]
+    return Foreign(features, labels, [row[0] for row in rows], classes)
 
 
 READERS: dict[str, Reader] = {

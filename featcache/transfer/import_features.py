@@ -16,19 +16,18 @@ import numpy.typing as npt
 import xxhash
 
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
-from featcache.datasets.base import check_targets, labelling
-from featcache.datasets.files import warn_empty_classes
+from featcache.datasets.base import check_targets, warn_empty_classes
+from featcache.datasets.files import file_index
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
 from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
 from featcache.errors import DatasetError, FeatcacheWarning, LabelsChangedError
-from featcache.progress import counted
+from featcache.progress import counted, first_few
 from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import Json, checksum, content_key
 from featcache.store.layout import Array, image_arrays, label_arrays
-from featcache.store.manifest import ImageInfo
 from featcache.store.places import StorePath
 from featcache.store.reading.parts import Part
 from featcache.store.writer import Values
@@ -56,6 +55,10 @@ class Source:
     digest: str | None = None
     text_digest: str | None = None
     logit_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.logit_scale is not None and not 0 < self.logit_scale < np.inf:
+            raise DatasetError(f"logit scale {self.logit_scale}: expected a positive number, such as 100 for CLIP")
 
     @property
     def identity(self) -> Json:
@@ -103,9 +106,6 @@ def import_features(
     LabelsChangedError
         The store exists with different labels, and `update_labels` is False; nothing is written.
     """
-    scale = source.logit_scale
-    if scale is not None and not 0 < scale < np.inf:
-        raise DatasetError(f"logit scale {scale}: expected a positive number, such as 100 for CLIP")
     features, index = _checked(found, classnames)
     job = _ImportJob(features, index, source, name, split, resolve_root(root))
     store = job.finished()
@@ -138,13 +138,22 @@ class _ImportJob(StoreJob[ImageStore]):
         root: StorePath,
     ) -> None:
         self.features, self.index = features, index
+        dim, named = features.shape[1], {"name": name, "split": split}
         dataset = {"rows": len(index), "samples": dataset_key(index), "features": checksum(features.data)}
-        identity = {
-            "encoder": source.identity | {"dim": features.shape[1]},
-            "dataset": dataset | {"name": name, "split": split},
-        }
+        identity = {"encoder": source.identity | {"dim": dim}, "dataset": dataset | named}
         super().__init__(root, identity, len(index), f"{name}/{split}")
-        self.info: Json = {**_info(source, index, features.shape[1], name, split)}
+        self.info: Json = {
+            **named,
+            "classnames": list(index.classnames),
+            "labels_digest": labels_digest(index.truth, index.classnames),
+            "metadata_digest": metadata_digest({}),
+            "encoder_name": source.encoder_name,
+            "dim": dim,
+            "text_digests": [source.tower],
+            "logit_scale": source.logit_scale,
+            "logit_bias": None,
+            "bad": [],
+        }
 
     def open(self) -> ImageStore:
         return open_image_store(self.path)
@@ -174,22 +183,6 @@ class _ImportJob(StoreJob[ImageStore]):
         truth: dict[str, Array] = {"labels": self.index.labels}
         truth |= {} if self.index.targets is None else {"targets": self.index.targets}
         return Contents(self.info, {"imported": True, "written": written_now()}, truth)
-
-
-def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -> ImageInfo:
-    return {
-        "name": name,
-        "split": split,
-        "classnames": list(index.classnames),
-        "labels_digest": labels_digest(index.truth, index.classnames),
-        "metadata_digest": metadata_digest({}),
-        "encoder_name": source.encoder_name,
-        "dim": dim,
-        "text_digests": [source.tower],
-        "logit_scale": source.logit_scale,
-        "logit_bias": None,
-        "bad": [],
-    }
 
 
 def _difference(store: ImageStore, given: Mapping[str, object], index: SampleIndex) -> str:
@@ -222,8 +215,7 @@ def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDAr
     if labels.ndim == 2:
         check_targets(labels, len(features), tuple(names))
     ids = found.ids or [f"row-{row:08d}" for row in range(len(features))]
-    sizes = np.full(len(features), features.itemsize * features.shape[1], np.int64)
-    index = SampleIndex(ids, sizes, np.zeros_like(sizes), classnames=tuple(names), **labelling(labels))
+    index = file_index(ids, np.tile([features[0].nbytes, 0], (len(features), 1)), labels, names)
     if not named:
         warn_empty_classes(index, "the labels")
     return features, index
@@ -232,15 +224,15 @@ def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDAr
 def _numbers(texts: Array, names: Sequence[str]) -> npt.NDArray[np.int64]:
     """Class index (N,) of each label; DatasetError if a label is unknown or the name of several classes."""
     uses, place = Counter(map(str, names)), {str(name): number for number, name in enumerate(names)}
-    if twice := sorted({str(text) for text in texts if uses[str(text)] > 1}):
+    used = sorted(set(map(str, texts)))
+    if twice := [repr(text) for text in used if uses[text] > 1]:
         raise DatasetError(
-            f"labels {', '.join(map(repr, twice[:5]))}{', ...' if len(twice) > 5 else ''} are names of several classes "
-            "each; use class indices as labels, or unique names"
+            f"labels {first_few(twice)} are names of several classes each; use class indices as labels, or unique names"
         )
-    if unknown := sorted({str(text) for text in texts} - place.keys()):
+    if unknown := [repr(text) for text in used if text not in place]:
         raise DatasetError(
-            f"labels {', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''} are not among the "
-            f"{len(place)} class names; add them to the class list, or omit it"
+            f"labels {first_few(unknown)} are not among the {len(place)} class names; add them to the class list, or "
+            "omit it"
         )
     return np.array([place[text] for text in texts.tolist()], np.int64)
 

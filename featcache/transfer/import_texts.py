@@ -106,8 +106,6 @@ def _counts(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
 def _scale(lengths: npt.NDArray[np.float32], given: float | None) -> float:
     common = float(np.nanmedian(lengths))
     if given is not None:
-        if not 0 < given < np.inf:
-            raise DatasetError(f"logit scale {given}: expected a positive number, such as 100 for CLIP")
         return given
     if not _of_one_length(lengths) or abs(common - 1) <= EQUAL:
         what = "vectors of length 1" if abs(common - 1) <= EQUAL else "vectors of different lengths"

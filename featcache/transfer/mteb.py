@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import MissingExtraError
+from featcache.errors import needs
 from featcache.store.places.targets import replacing
 from featcache.store.places.tensors import UNSEALED, check_sound, seal
 
@@ -66,13 +66,7 @@ class FeatureCache:
         self._new.clear()
 
     def load(self) -> None:
-        """Read all saved vectors, including those of other processes.
-
-        Raises
-        ------
-        ValueError
-            A file differs from its checksum.
-        """
+        """Read all saved vectors, including those of other processes; ValueError if a file has another checksum."""
         from safetensors.numpy import load_file
 
         for file in sorted(self.directory.glob(f"*{ENDING}")):
@@ -89,8 +83,6 @@ class FeatureCache:
 
 def _key(item: Mapping[str, object]) -> str:
     """sha256 in hexadecimal of mteb's own hash of an item's content."""
-    try:
+    with needs("the cache of mteb needs mteb 2.26 or later: pip install 'mteb>=2.26'"):
         from mteb._content_hashes import hash_item
-    except ImportError as error:
-        raise MissingExtraError("the cache of mteb needs mteb 2.26 or later: pip install 'mteb>=2.26'") from error
     return hashlib.sha256(hash_item(dict(item)).encode()).hexdigest()

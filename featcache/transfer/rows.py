@@ -37,39 +37,37 @@ def ids_of(store: ImageStore) -> list[str]:
     return [name for name, ok in zip(store.ids, store.valid, strict=True) if ok]
 
 
-def schema_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa.Schema:
+def schema_of(store: ImageStore, dtype: np.dtype) -> pa.Schema:
     """Columns ``id``; ``label`` and ``class``, or ``labels`` of multi-label stores; ``features``."""
     import pyarrow as pa
 
     named = [("label", pa.int64()), ("class", pa.string())]
     if store.multilabel:
         named = [("labels", pa.list_(pa.int8(), len(store.classnames)))]
-    vectors = [("features", pa.list_(pa.from_numpy_dtype(dtype), store.dim))] if features else []
+    vectors = ("features", pa.list_(pa.from_numpy_dtype(dtype), store.dim))
     facts = {CLASSNAMES.decode(): json.dumps(list(store.classnames))}
-    return pa.schema([pa.field(name, kind) for name, kind in (("id", pa.string()), *named, *vectors)], metadata=facts)
+    return pa.schema([("id", pa.string()), *named, vectors], metadata=facts)
 
 
-def table_blocks(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> Iterator[pa.Table]:
+def table_blocks(store: ImageStore, dtype: np.dtype) -> Iterator[pa.Table]:
     """`row_blocks` as Arrow tables of `schema_of`."""
     import pyarrow as pa
 
-    schema = schema_of(store, dtype, features=features)
+    schema = schema_of(store, dtype)
     for rows, labels, ids in row_blocks(store, dtype):
-        vectors = [pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), store.dim)] if features else []
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), store.dim)
         if store.multilabel:
             said = [pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), len(store.classnames))]
         else:
             said = [pa.array(labels), pa.array([store.classnames[label] for label in labels])]
-        yield pa.table([pa.array(ids), *said, *vectors], schema=schema)
+        yield pa.table([pa.array(ids), *said, vectors], schema=schema)
 
 
-def table_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa.Table:
+def table_of(store: ImageStore, dtype: np.dtype) -> pa.Table:
     """All of `table_blocks` as one table."""
     import pyarrow as pa
 
-    return pa.concat_tables(
-        [schema_of(store, dtype, features=features).empty_table(), *table_blocks(store, dtype, features=features)]
-    )
+    return pa.concat_tables([schema_of(store, dtype).empty_table(), *table_blocks(store, dtype)])
 
 
 def text_lines(lines: Iterable[str]) -> bytes:

@@ -16,7 +16,7 @@ from featcache.transfer.rows import text_lines
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`."""
+    """See `featcache.transfer.formats.FOLDERS`."""
     import torch
 
     write_target(folder / "classes.txt", text_lines(store.classnames))
@@ -27,7 +27,7 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`."""
+    """See `featcache.transfer.formats.FOLDERS`."""
     file = folder / f"features_{split}.pt"
     if not file.is_file():
         return None

@@ -21,7 +21,7 @@ PARTITION = re.compile(r"img_emb_(\d+)\.npy")
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`: a single partition; refuses a folder with others."""
+    """See `featcache.transfer.formats.FOLDERS`: a single partition; refuses a folder with others."""
     from pyarrow import parquet
 
     others = [file.name for file in folder.glob("img_emb/*.npy") if file.name != "img_emb_0.npy"]
@@ -33,15 +33,15 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
         (folder / part).mkdir(parents=True, exist_ok=True)
     with replacing(folder / "img_emb" / "img_emb_0.npy") as file:
         np.save(file, store.numpy(dtype)[0])
-    table = table_of(store, dtype, features=False)
+    table = table_of(store, dtype)
     facts = table.schema.metadata
-    table = table.rename_columns({"id": "image_path"}).replace_schema_metadata(facts)
+    table = table.drop_columns("features").rename_columns({"id": "image_path"}).replace_schema_metadata(facts)
     with replacing(folder / "metadata" / "metadata_0.parquet") as file:
         parquet.write_table(table, file)
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`: all partitions, in numerical order."""
+    """See `featcache.transfer.formats.FOLDERS`: all partitions, in numerical order."""
     import pyarrow as pa
     from pyarrow import parquet
 

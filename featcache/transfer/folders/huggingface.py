@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, needs
 from featcache.store import ImageStore
 from featcache.transfer.foreign import check_files, of_table
 from featcache.transfer.formats import Foreign
@@ -18,11 +18,9 @@ EXTRA = "Hugging Face data sets need the package datasets: pip install 'featcach
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`."""
-    try:
+    """See `featcache.transfer.formats.FOLDERS`."""
+    with needs(EXTRA):
         import datasets
-    except ImportError as error:
-        raise DatasetError(EXTRA) from error
     table = table_of(store, dtype)
     found = datasets.Dataset(table.replace_schema_metadata(None))
     if not store.multilabel and len(set(store.classnames)) == len(store.classnames):  # ClassLabel requires unique names
@@ -32,14 +30,12 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`; for a DatasetDict, the split."""
+    """See `featcache.transfer.formats.FOLDERS`; for a DatasetDict, the split."""
     if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return None
     check_files(folder.rglob("*"))
-    try:
+    with needs(f"{folder}: {EXTRA}"):
         import datasets
-    except ImportError as error:
-        raise DatasetError(f"{folder}: {EXTRA}") from error
     found = datasets.load_from_disk(str(folder))
     if isinstance(found, datasets.DatasetDict):
         if split not in found:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.errors import DatasetError
+from featcache.errors import needs
 from featcache.store import ImageStore
 from featcache.transfer.foreign import check_files, of_table
 from featcache.transfer.formats import Foreign
@@ -14,21 +14,17 @@ EXTRA = "Lance files need the package lance: pip install 'featcache[lance]'"
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`."""
-    try:
+    """See `featcache.transfer.formats.FOLDERS`."""
+    with needs(EXTRA):
         import lance
-    except ImportError as error:
-        raise DatasetError(EXTRA) from error
     lance.write_dataset(table_of(store, dtype), str(folder), mode="overwrite")
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`."""
+    """See `featcache.transfer.formats.FOLDERS`."""
     if not (folder / "_versions").is_dir():
         return None
     check_files(folder.rglob("*"))
-    try:
+    with needs(f"{folder}: {EXTRA}"):
         import lance
-    except ImportError as error:
-        raise DatasetError(f"{folder}: {EXTRA}") from error
     return of_table(lance.dataset(str(folder)).to_table(), folder)

@@ -12,7 +12,7 @@ from featcache.transfer.rows import ids_of, row_blocks, text_lines
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`."""
+    """See `featcache.transfer.formats.FOLDERS`."""
     for name, entries in (("ids.txt", ids_of(store)), ("classes.txt", store.classnames)):
         write_target(folder / name, text_lines(entries))
     shape = (int(store.valid.sum()), *store.shape[1:])
@@ -26,7 +26,7 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`."""
+    """See `featcache.transfer.formats.FOLDERS`."""
     for name in ("features.pt", "features.npy", f"features_{split}.npy"):
         if (folder / name).is_file():
             found = read_file(folder / name)

@@ -17,7 +17,7 @@ from featcache.transfer.rows import text_lines
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`."""
+    """See `featcache.transfer.formats.FOLDERS`."""
     import torch
 
     write_target(folder / "classes.txt", text_lines(store.classnames))
@@ -35,7 +35,7 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`."""
+    """See `featcache.transfer.formats.FOLDERS`."""
     if (folder / f"{split}_f.pt").is_file():
         found = read_file(folder / f"{split}_f.pt")
         if (folder / f"{split}_l.pt").is_file():

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,10 +88,15 @@ def test_texts_and_features_of_one_model_belong_together_and_others_do_not(tmp_p
 
 
 def test_old_imports_without_a_text_tower_are_found_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, old = {"name": "x", "root": tmp_path}, import_module("featcache.transfer.import_features")
+    made, job = {"name": "x", "root": tmp_path}, import_module("featcache.transfer.import_features")._ImportJob
+    as_now = job.__init__
+
+    def as_before(self: Any, *args: Any) -> None:
+        as_now(self, *args)
+        self.info["text_digests"] = []
+
     with monkeypatch.context() as then:
-        info = old._info
-        then.setattr(old, "_info", lambda *args: info(*args) | {"text_digests": []})
+        then.setattr(job, "__init__", as_before)
         import_features(Foreign(PICTURES, LABELS), THEIRS, **made)
     assert import_features(Foreign(PICTURES, LABELS), THEIRS, **made).text_digests == ()
 
