@@ -22,6 +22,8 @@ System errors (a full disk, too many open files) and memory errors become one li
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class FeatcacheError(Exception):
@@ -60,6 +62,15 @@ class HeadError(FeatcacheError, ValueError):
 
 class MissingExtraError(FeatcacheError, ImportError):
     """A required optional library is not installed."""
+
+
+@contextmanager
+def needs(message: str) -> Iterator[None]:
+    """Turns the ImportError of an optional library into a MissingExtraError that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(message) from error
 
 
 class StoreNotFoundError(FeatcacheError, FileNotFoundError):

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable
 from typing import Protocol, TextIO, runtime_checkable
 
 
@@ -153,6 +154,16 @@ def counted(number: int, noun: str) -> str:
     ('1 row', '1,200 rows')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_few(names: Iterable[str], most: int = 5) -> str:
+    """The first names of a list, for a message that says how many there are.
+
+    >>> first_few(["cat", "dog", "owl"], most=2)
+    'cat, dog, ...'
+    """
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
 
 
 def format_seconds(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import alias_note, at_least, encoder_of, model_arguments, progress_of, repeated_note, show
 from featcache.datasets import DATASETS, Dataset, open_datasets
-from featcache.datasets.files import WHOLE
+from featcache.datasets.options import WHOLE
 from featcache.encoders.published import check_reachable
 from featcache.errors import DatasetError, PromptError
 from featcache.progress import format_seconds

@@ -7,19 +7,18 @@
 
 import contextlib
 import difflib
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key
+from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, empty_classes, warn_empty_classes
 from featcache.datasets.classes import relabelled
-from featcache.datasets.files import empty_classes_later, warn_empty_classes
 from featcache.datasets.holdout import HOLDOUT_OPTIONS, Holdout, divided
-from featcache.datasets.options import take_options
+from featcache.datasets.options import check_split, take_options
 from featcache.errors import DatasetError
+from featcache.parameters import Plugins
 from featcache.prompts.class_lists import load_class_list
 from featcache.store.columns import labels_digest, metadata_digest
 
@@ -35,29 +34,34 @@ __all__ = [
     "open_datasets",
 ]
 
-DATASETS: dict[str, str | Callable[..., Dataset]] = {
-    "arrays": "featcache.datasets.sources.arrays:open_arrays",
-    "cifar": "featcache.datasets.sources.published.cifar:open_cifar",
-    "coco": "featcache.datasets.sources.detection.coco:open_coco",
-    "collection": "featcache.datasets.sources.collection:open_domain",
-    "coop": "featcache.datasets.sources.published.coop:open_coop",
-    "digits": "featcache.datasets.sources.published.digits:open_digits",
-    "hf": "featcache.datasets.sources.huggingface:open_huggingface",
-    "imagefolder": "featcache.datasets.sources.image_folder:open_image_folder",
-    "imagenet": "featcache.datasets.sources.published.imagenet:open_imagenet",
-    "list": "featcache.datasets.sources.list_file:open_list_file",
-    "table": "featcache.datasets.sources.table:open_table",
-    "tfds": "featcache.datasets.sources.tfds:open_tfds",
-    "torchvision": "featcache.datasets.sources.torchvision:open_torchvision",
-    "vid-robust": "featcache.datasets.sources.video.vid_robust:open_vid_robust",
-    "wilds": "featcache.datasets.sources.published.wilds:open_wilds",
-    "voc": "featcache.datasets.sources.detection.voc:open_voc",
-    "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
-    "ytbb-robust": "featcache.datasets.sources.video.ytbb_robust:open_ytbb_robust",
-}
-"""Source -> ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
+DATASETS: Plugins[Callable[..., Dataset]] = Plugins(
+    {
+        "arrays": "featcache.datasets.sources.arrays:open_arrays",
+        "cifar": "featcache.datasets.sources.published.cifar:open_cifar",
+        "coco": "featcache.datasets.sources.detection.coco:open_coco",
+        "collection": "featcache.datasets.sources.collection:open_domain",
+        "coop": "featcache.datasets.sources.published.coop:open_coop",
+        "digits": "featcache.datasets.sources.published.digits:open_digits",
+        "hf": "featcache.datasets.sources.huggingface:open_huggingface",
+        "imagefolder": "featcache.datasets.sources.image_folder:open_image_folder",
+        "imagenet": "featcache.datasets.sources.published.imagenet:open_imagenet",
+        "list": "featcache.datasets.sources.list_file:open_list_file",
+        "table": "featcache.datasets.sources.table:open_table",
+        "tfds": "featcache.datasets.sources.tfds:open_tfds",
+        "torchvision": "featcache.datasets.sources.torchvision:open_torchvision",
+        "vid-robust": "featcache.datasets.sources.video.vid_robust:open_vid_robust",
+        "wilds": "featcache.datasets.sources.published.wilds:open_wilds",
+        "voc": "featcache.datasets.sources.detection.voc:open_voc",
+        "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
+        "ytbb-robust": "featcache.datasets.sources.video.ytbb_robust:open_ytbb_robust",
+    }
+)
+"""Source -> ``opener(argument, split, *, name, labels) -> Dataset``, which raises DatasetError for all that is wrong
+with the data. An opener without ``labels`` names the classes itself."""
 
-DOMAINS = {"collection": "featcache.datasets.sources.collection:open_collection"}
+DOMAINS: Plugins[Callable[..., list[Dataset]]] = Plugins(
+    {"collection": "featcache.datasets.sources.collection:open_collection"}
+)
 """Sources with a second opener, which returns a list with one data set per domain."""
 
 NUMBERED = frozenset({"arrays", "coop", "hf", "tfds", "torchvision", "webdataset"})
@@ -114,61 +118,61 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     >>> open_dataset("digits", "train").index.sizes.sum()
     np.int64(768000)
     """
-    return _open(spec, split, labels, name, DATASETS)[0]
+    return _open(spec, split, labels, name, domains=False)[0]
 
 
-def _open(
-    spec: str, split: str, labels: str, name: str | None, openers: Mapping[str, str | Callable[..., Any]]
-) -> list[Dataset]:
+def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool) -> list[Dataset]:
     """The data sets of a specification; those on this machine record in ``opened_as`` how to open them again."""
     source, _, argument = spec.partition(":")
     if source not in DATASETS:
-        _check_bare_path(spec)
-        first, dash, rest = spec.partition("-")
-        as_stored = [f"{first}:{rest}"] if dash and first in DATASETS else []  # the name in results and stores
-        near = as_stored or difflib.get_close_matches(source, DATASETS, n=1, cutoff=0.6)
-        hint = f", did you mean {near[0]!r}?" if near else "."
-        raise DatasetError(
-            f"{spec!r}: unknown source {source!r}{hint} Expected source:argument, "
-            f"with one of the sources {', '.join(sorted(DATASETS))}"
-        )
-    opener = openers[source]
-    if isinstance(opener, str):
-        module, _, function = opener.partition(":")
-        opener = getattr(import_module(module), function)
+        raise _unknown(spec, source)
+    opener: Callable[..., Dataset | list[Dataset]]
+    opener = DOMAINS[source] if domains and source in DOMAINS else DATASETS[source]
+    settings = {"name": name, "labels": labels}
+    if labels not in ("names", "int"):
+        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    if "labels" not in inspect.signature(opener).parameters and settings.pop("labels") == "int":
+        raise DatasetError(f"labels={labels!r}: {source} names its classes itself; integer labels are for list:FILE")
     has_classes = source == "torchvision" and argument.startswith("LSUN:")  # LSUN itself takes classes=
     argument, options = take_options(argument, HOLDOUT_OPTIONS if has_classes else (*HOLDOUT_OPTIONS, "classes"))
     listed = load_class_list(options.pop("classes")) if "classes" in options else None
     holdout = Holdout.of_options(options)
-    one = openers[source] == DATASETS[source]
-    with empty_classes_later() if listed and one else contextlib.nullcontext(()) as places:
-        found = opener(argument, holdout.of if holdout else split, labels=labels, name=name)
-    datasets: list[Dataset] = found if isinstance(found, list) else [found]
+    found = opener(argument, check_split(holdout.of if holdout else split), **settings)
+    opened = datasets = found if isinstance(found, list) else [found]
     if listed:
         numbered = source in NUMBERED
-        datasets = [replace(data, index=relabelled(data.index, listed, numbered=numbered)) for data in datasets]  # type: ignore[type-var]
-        for where in places:
-            warn_empty_classes(datasets[0].index, where, stacklevel=4)
+        datasets = [replace(data, index=relabelled(data.index, listed, numbered=numbered)) for data in opened]  # type: ignore[type-var]
+    for before, data in zip(opened, datasets, strict=True):
+        if empty_classes(before.index):  # a list of more classes than the source has is no cause for a warning
+            warn_empty_classes(data.index, f"{spec} split {split}" if len(datasets) == 1 else data.name)
     if holdout:
-        datasets = [divided(dataset, split, holdout) for dataset in datasets]
+        datasets = [divided(data, split, holdout) for data in datasets]
     if "://" not in spec:  # an address may hold credentials
         record = {"spec": spec, "labels": labels, "name": name, "folder": os.getcwd()}
-        for dataset in datasets:
+        for data in datasets:
             with contextlib.suppress(AttributeError):  # a class with slots
-                object.__setattr__(dataset, "opened_as", record)  # data sets may be frozen data classes
+                object.__setattr__(data, "opened_as", record)  # data sets may be frozen data classes
     return datasets
 
 
-def _check_bare_path(spec: str) -> None:
-    """DatasetError that suggests a source, if the specification is just a path."""
+def _unknown(spec: str, source: str) -> DatasetError:
+    """The error of a specification without a known source, such as a bare path."""
     path = Path(spec).expanduser()
     try:
-        source = "imagefolder" if path.is_dir() else SOURCE_OF_FILE.get(path.suffix.lower()) if path.is_file() else None
+        meant = "imagefolder" if path.is_dir() else SOURCE_OF_FILE.get(path.suffix.lower()) if path.is_file() else None
     except (OSError, ValueError):  # too long for a path, or with a zero byte
-        return
-    if source:
-        what = "a folder" if source == "imagefolder" else "a file"
-        raise DatasetError(f"{spec!r} is {what}, without a source; did you mean {source}:{spec}?")
+        meant = None
+    if meant:
+        what = "a folder" if meant == "imagefolder" else "a file"
+        return DatasetError(f"{spec!r} is {what}, without a source; did you mean {meant}:{spec}?")
+    first, dash, rest = spec.partition("-")
+    as_stored = [f"{first}:{rest}"] if dash and first in DATASETS else []  # the name in results and stores
+    near = as_stored or difflib.get_close_matches(source, DATASETS, n=1, cutoff=0.6)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return DatasetError(
+        f"{spec!r}: unknown source {source!r}{hint} Expected source:argument, "
+        f"with one of the sources {', '.join(sorted(DATASETS))}"
+    )
 
 
 def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | None = None) -> list[Dataset]:
@@ -185,4 +189,4 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
     >>> [data.name for data in open_datasets("digits", "val")]
     ['digits']
     """
-    return _open(spec, split, labels, name, DATASETS | DOMAINS)
+    return _open(spec, split, labels, name, domains=True)

@@ -4,19 +4,16 @@ A data set is a fixed, ordered list of samples: sample ``i`` is row ``i`` of eve
 sizes and labels without opening an image. Reading and decoding are two steps, so that the content hash is taken of
 exactly the bytes that are decoded.
 
-Two digests (xxh3-128 in hexadecimal):
-
-``dataset_key``   the ordered sample ids and sizes: the data set's half of a store's path. Where these cannot tell
-                  data sets apart (rows of arrays), the content of the samples too: `featcache.datasets.content`.
-``labels_digest`` the labels and the class names: an edited label is noticed, and nothing is encoded again.
-
-Metadata columns have a third digest (`featcache.store.columns`).
+`dataset_key` is a digest of the samples. Labels and class names have a digest of their own, and so have metadata
+columns (`featcache.store.columns`): an edited label is noticed, and nothing is encoded again.
 """
 
+import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypedDict
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +22,7 @@ from PIL import Image
 
 from featcache.datasets.content import Content
 from featcache.errors import DatasetError
+from featcache.progress import first_few
 from featcache.store.columns import as_columns, feed_int64, feed_texts
 from featcache.store.layout import Array
 from featcache.store.places import StorePath
@@ -47,11 +45,11 @@ class Dataset(Protocol):
 
     @property
     def split(self) -> str:
-        """Name of the split: ``train``, ``val``, ``test``."""
+        """``train``, ``val``, ``test``."""
 
     @property
     def index(self) -> "SampleIndex":
-        """Ids, sizes, stamps, labels and class names of all samples, in row order."""
+        """The samples, in row order."""
 
     def read(self, row: int) -> bytes | memoryview:
         """The undecoded content of one sample; OSError if it cannot be read."""
@@ -83,8 +81,7 @@ class SampleIndex:
         Further facts about the samples (region, year, caption); see `featcache.store.columns`.
     content : digest of the samples, part of the key, where ids and sizes cannot tell data sets apart
     targets : (N, L) int8, optional
-        Multi-label data, L = C: 1 where a class applies, 0 where not, -1 where unknown; the labels are then all -1
-        (see `labelling`).
+        Multi-label data, L = C: 1 where a class applies, 0 where not, -1 where unknown; the labels are then all -1.
 
     Raises
     ------
@@ -108,27 +105,23 @@ class SampleIndex:
         return self.labels if self.targets is None else self.targets
 
     def __post_init__(self) -> None:
-        lengths = {len(self.ids), len(self.sizes), len(self.stamps), len(self.labels)}
-        if len(lengths) != 1:
+        lengths = [len(self.ids), len(self.sizes), len(self.stamps), len(self.labels)]
+        if len(set(lengths)) != 1:
             raise DatasetError(
-                f"ids, sizes, stamps and labels differ in length: {len(self.ids)}, {len(self.sizes)}, "
-                f"{len(self.stamps)}, {len(self.labels)}; give one of each for every sample"
+                f"ids, sizes, stamps and labels differ in length: {', '.join(map(str, lengths))}; give one of each for "
+                "every sample"
             )
-        self._check_ids()
+        if len(set(self.ids)) != len(self.ids):
+            twice = [f"{sample!r} ({n} times)" for sample, n in Counter(self.ids).most_common() if n > 1]
+            raise DatasetError(
+                f"{len(twice):,} sample ids occur more than once: {first_few(twice)}; every sample needs a unique id: "
+                "list each image once"
+            )
         self._check_labels()
         object.__setattr__(self, "metadata", as_columns(self.metadata, len(self.ids)))
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def _check_ids(self) -> None:
-        if len(set(self.ids)) == len(self.ids):
-            return
-        twice = [f"{sample!r} ({n} times)" for sample, n in Counter(self.ids).most_common() if n > 1]
-        raise DatasetError(
-            f"{len(twice):,} sample ids occur more than once: {', '.join(twice[:SHOWN])}"
-            f"{', ...' if len(twice) > SHOWN else ''}; every sample needs a unique id: list each image once"
-        )
 
     def _check_labels(self) -> None:
         labels = np.asarray(self.labels)
@@ -139,36 +132,51 @@ class SampleIndex:
             return
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classnames)))
         if len(wrong):
-            first = int(wrong[0])
             raise DatasetError(
-                f"{len(wrong):,} labels are out of range, the first is {int(labels[first])} at sample "
-                f"{self.ids[first]!r}; expected 0 to {len(self.classnames) - 1} for {len(self.classnames)} "
+                f"{len(wrong):,} labels are out of range, the first is {labels[wrong[0]]} at sample "
+                f"{self.ids[wrong[0]]!r}; expected 0 to {len(self.classnames) - 1} for {len(self.classnames)} "
                 "classes: correct the label or the class list"
             )
 
 
-SHOWN = 5
-"""Samples named in an error; the others are counted."""
+@dataclass(frozen=True)
+class Opened:
+    """What the data sets of all sources share; DatasetError for a name that results rows cannot use."""
+
+    name: str
+    split: str
+    index: SampleIndex
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
 
-class Labelling(TypedDict):
-    """Two fields of a `SampleIndex`."""
+def check_name(name: str) -> None:
+    """DatasetError unless results rows can use a data set's name."""
+    if not name or re.search(r"[\s:/\\]", name):
+        raise DatasetError(
+            f"data set name {name!r}: expected a short name without spaces, ':' or '/', "
+            "since results rows use it in keys such as 'digits:top1'; pass another name"
+        )
 
-    labels: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int8] | None
+
+def empty_classes(index: SampleIndex) -> list[str]:
+    """The classes without a sample."""
+    if index.targets is None:
+        counts = np.bincount(index.labels, minlength=len(index.classnames))
+    else:
+        counts = (index.targets == 1).sum(axis=0)
+    return [index.classnames[c] for c in np.flatnonzero(counts == 0)]
 
 
-def labelling(truth: npt.ArrayLike) -> Labelling:
-    """The fields of a `SampleIndex` for labels (N,) or multi-label targets (N, L).
-
-    >>> labelling([[1, 0], [0, -1]])
-    {'labels': array([-1, -1]), 'targets': array([[ 1,  0],
-           [ 0, -1]], dtype=int8)}
-    """
-    found = np.asarray(truth)
-    if found.ndim == 1:
-        return {"labels": found.astype(np.int64), "targets": None}
-    return {"labels": np.full(len(found), -1, np.int64), "targets": found.astype(np.int8)}
+def warn_empty_classes(index: SampleIndex, where: str) -> None:
+    """Warn of classes without a sample; they stay in the class list, which all splits share."""
+    if empty := empty_classes(index):
+        warnings.warn(
+            f"{where}: {len(empty)} of {len(index.classnames)} classes have no image: {first_few(empty)}; they stay in "
+            "the class list",
+            stacklevel=4,
+        )
 
 
 def check_targets(targets: Array, rows: int, classnames: Sequence[str]) -> None:
@@ -191,28 +199,16 @@ def check_targets(targets: Array, rows: int, classnames: Sequence[str]) -> None:
 
 
 def dataset_key(index: SampleIndex, root: StorePath | None = None) -> str:
-    """Digest of the ordered sample ids and sizes, and of `SampleIndex.content`: the data set's half of a store's path.
+    """Digest of the ordered sample ids and sizes: the data set's half of a store's path.
 
-    The hashed bytes are unambiguous: the number of samples, the byte length of each id, the ids in UTF-8 one after
-    another, the sizes; every number as little-endian int64. The digest of the content follows, if there is one, as a
+    Where these cannot tell data sets apart (rows of arrays), the digest covers the content of the samples too. The
+    hashed bytes are unambiguous: the number of samples, the byte length of each id, the ids in UTF-8 one after another,
+    the sizes; every number as little-endian int64. The digest of `SampleIndex.content` follows, if there is one, as a
     list of one string.
 
-    Parameters
-    ----------
-    root : root of the stores, where the digest of the content is cached between processes
+    The digest of the content is cached below `root`, the root of the stores. Returns the xxh3-128 in 32 hexadecimal
+    digits. DatasetError if an id is not valid Unicode (a file name that is not UTF-8).
 
-    Returns
-    -------
-    str
-        xxh3-128, 32 hexadecimal digits, independent of labels, class names and stamps.
-
-    Raises
-    ------
-    DatasetError
-        An id is not valid Unicode (a file name that is not UTF-8).
-
-    Examples
-    --------
     >>> one = np.ones(2, np.int64)
     >>> key = dataset_key(SampleIndex(["a", "b"], one, 0 * one, 0 * one, ("cat",)))
     >>> key == dataset_key(SampleIndex(["a", "b"], one, 5 * one, one, ("cat", "dog")))

@@ -5,7 +5,7 @@ become indices into the list. Classes without names ("0", "1", ...), and classes
 (torchvision's, CoOp's), may also be renamed: label i is then class i of the list.
 """
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,36 +14,22 @@ import numpy.typing as npt
 
 from featcache.datasets.base import SampleIndex
 from featcache.errors import DatasetError
+from featcache.progress import first_few
 from featcache.prompts.class_lists import ClassList, load_class_list
 from featcache.prompts.text_files import CLASS_FILE
 
 
 def listed_beside(index: SampleIndex, folder: Path) -> SampleIndex:
-    """The index under the class list of ``classes.txt`` in a folder, for a source that numbers its classes itself.
-
-    Raises
-    ------
-    DatasetError
-        The file does not name the classes.
-    """
+    """The index under the class list of ``classes.txt`` in a folder, for a source that numbers its classes itself."""
     file = folder / CLASS_FILE
     return relabelled(index, load_class_list(file), numbered=True) if file.is_file() else index
 
 
 def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> SampleIndex:
-    """The same samples under another class list.
+    """The same samples under another class list; DatasetError if it lacks a class, or is shorter than the labels need.
 
-    Parameters
-    ----------
-    numbered : the source numbers its classes itself: a list with the same number of other names renames them
+    With `numbered`, the source numbers its classes itself: a list with the same number of other names renames them.
 
-    Raises
-    ------
-    DatasetError
-        The list lacks a class, or is shorter than the labels need.
-
-    Examples
-    --------
     >>> zeros = np.zeros(2, np.int64)
     >>> index = SampleIndex(["a", "b"], zeros, zeros, np.array([0, 1]), ("cat", "dog"))
     >>> found = relabelled(index, ClassList("pets", ("dog", "ant", "cat"), ("Dog", "Ant", "Cat")), numbered=False)
@@ -56,16 +42,19 @@ def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> Samp
     for names in (listed.keys, listed.names):
         place = {name: number for number, name in enumerate(names)}
         if all(name in place for name in old):
-            _check_once(old, names, listed)
-            moved = np.array([place[name] for name in old], np.int64)
-            return _placed(index, moved, listed.names)
-    if numbered and len(old) == len(listed.names) and _keep_their_places(old, listed.names):
+            uses = Counter(names)
+            if twice := next((name for name in old if uses[name] > 1), None):
+                raise DatasetError(
+                    f"{listed.name}: {twice!r} is named twice, so that it cannot be told which class it is"
+                )
+            return _placed(index, np.array([place[name] for name in old], np.int64), listed.names)
+    # Renamed, unless a class of the source has another index among the display names, of which `place` is.
+    if numbered and len(old) == len(listed.names) and all(place.get(name, at) == at for at, name in enumerate(old)):
         return _renamed(index, listed)
-    missing = [name for name in old if name not in {*listed.keys, *listed.names}]
+    missing = [name for name in old if name not in {*listed.keys, *listed.names}] or list(old)
     raise DatasetError(
-        f"{listed.name}: {len(missing) or len(old)} of the {len(old)} classes are not among its {len(listed.names)} "
-        f"({', '.join((missing or old)[:5])}{', ...' if len(missing or old) > 5 else ''}); name each class, or leave "
-        "the list out"
+        f"{listed.name}: {len(missing)} of the {len(old)} classes are not among its {len(listed.names)} "
+        f"({first_few(missing)}); name each class, or leave the list out"
     )
 
 
@@ -86,18 +75,4 @@ def _renamed(index: SampleIndex, listed: ClassList) -> SampleIndex:
             f"{listed.name}: {len(listed.names)} classes, and a label is {largest}; expected a class for each label: "
             "name another list"
         )
-    if index.targets is not None:
-        return _placed(index, np.arange(len(index.classnames)), listed.names)
-    return replace(index, classnames=listed.names)
-
-
-def _check_once(old: tuple[str, ...], names: tuple[str, ...], listed: ClassList) -> None:
-    wanted = set(old)
-    if twice := next((name for name in names if name in wanted and names.count(name) > 1), None):
-        raise DatasetError(f"{listed.name}: {twice!r} is named twice, so that it cannot be told which class it is")
-
-
-def _keep_their_places(old: tuple[str, ...], names: tuple[str, ...]) -> bool:
-    """Whether no class of the source has another index in the list."""
-    place: Mapping[str, int] = {name: number for number, name in enumerate(names)}
-    return all(place.get(name, number) == number for number, name in enumerate(old))
+    return _placed(index, np.arange(len(index.classnames)), listed.names)

@@ -37,7 +37,7 @@ class Content:
     where : file of the samples, or their name in errors
     decoding : how the samples decode: equal bytes of another type or shape are other images
     hashes : reads all samples as `Dataset.read` does, and returns their xxh3-128 in row order, 16 bytes each
-    remedy : advice for the error if samples change while they are encoded
+    remedy : for the error if samples change while they are encoded
     """
 
     where: Path | str
@@ -77,28 +77,22 @@ class FileContent(Content):
     size: int = 0
     stamp: int = 0
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self.where)
-
     def compute(self, root: StorePath | None) -> str:
         """The digest from the cache below `root`, else of the file."""
-        if cached := self._cached(root):
+        if root is None:
+            return super().compute(root)
+        name = sha256(f"{self.where}\n{self.decoding}".encode(errors="surrogateescape")).hexdigest()[:24]
+        place = root / DIGESTS / f"{name}.json"
+        if cached := self._cached(read_or_none(place)):
             return cached
         found = super().compute(root)
-        if root is not None and self._settled():
-            record = {"path": str(self.path), "size": self.size, "mtime_ns": self.stamp, "digest": found}
+        if self._settled():
+            record = {"path": str(self.where), "size": self.size, "mtime_ns": self.stamp, "digest": found}
             with contextlib.suppress(StoreWriteError, UnicodeEncodeError):  # the root may be read-only
-                put(self._place(root), pretty_json(record | {"checksum": checksum(pretty_json(record))}))
+                put(place, pretty_json(record | {"checksum": checksum(pretty_json(record))}))
         return found
 
-    def _place(self, root: StorePath) -> StorePath:
-        name = sha256(f"{self.path}\n{self.decoding}".encode(errors="surrogateescape")).hexdigest()[:24]
-        return root / DIGESTS / f"{name}.json"
-
-    def _cached(self, root: StorePath | None) -> str | None:
-        content = None if root is None else read_or_none(self._place(root))
+    def _cached(self, content: bytes | None) -> str | None:
         try:
             record = json.loads(content or b"null")
         except ValueError:  # damaged: computed again
@@ -111,19 +105,16 @@ class FileContent(Content):
 
     def _settled(self) -> bool:
         try:
-            status = self.path.stat()
+            status = Path(self.where).stat()
         except OSError:
             return False
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.stamp) and time.time_ns() - self.stamp > (
-            SETTLED_NS
-        )
+        is_old = time.time_ns() - self.stamp > SETTLED_NS
+        return is_old and (status.st_size, status.st_mtime_ns) == (self.size, self.stamp)
 
 
 def content_digest(decoding: str, hashes: bytes) -> str:
     """Digest of how samples decode and of the xxh3-128 of each, 16 bytes, in row order.
 
-    Examples
-    --------
     >>> content_digest("array |u1 (2, 2)", bytes(32)) == content_digest("array |u1 (4,)", bytes(32))
     False
     """

@@ -16,26 +16,12 @@ from featcache.errors import DatasetError, ImageReadError
 
 
 def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Image:
-    """Decode one whole image file: a truncated or damaged file is an error, never a half-grey image.
+    """Decode one whole image file, in its own mode: a truncated or damaged file is an error, never a half-grey image.
 
-    Parameters
-    ----------
-    content : a file's content, in any format that PIL reads
-    name : name of the image in errors, such as its sample id
+    Any format that PIL reads; the first frame of an animation. ImageReadError, with the `name` of the image, if the
+    bytes are not an image, are damaged, or are a decompression bomb: more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``
+    (89 million).
 
-    Returns
-    -------
-    PIL.Image.Image
-        Loaded, in the file's own mode; `to_rgb` makes it RGB. The first frame of an animation.
-
-    Raises
-    ------
-    ImageReadError
-        If the bytes are not an image, are damaged or truncated, or are a decompression bomb: more pixels than
-        ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million).
-
-    Examples
-    --------
     >>> file = io.BytesIO()
     >>> Image.new("L", (3, 2)).save(file, "PNG")
     >>> decode_image(file.getvalue()).size
@@ -52,10 +38,13 @@ def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Imag
         picture = Image.open(io.BytesIO(content))
         _refuse_bomb(picture)
         picture.load()
-    except (MemoryError, ImageReadError):
+    except MemoryError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageReadError(f"{name}: {error}; {_BOMB_REMEDY}") from error
+        raise ImageReadError(
+            f"{name}: {error}; it may be a decompression bomb: remove it from the data set, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
     except Exception as error:  # PIL's plugins raise SyntaxError, struct.error and others on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no known image format" if unknown else str(error) or type(error).__name__
@@ -63,11 +52,6 @@ def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Imag
             f"{name}: not a whole image that PIL can read ({reason}); restore the file or remove it from the data set"
         ) from error
     return picture
-
-
-_BOMB_REMEDY = (
-    "it may be a decompression bomb: remove it from the data set, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-)
 
 
 def _refuse_bomb(picture: Image.Image) -> None:
@@ -81,20 +65,11 @@ def _refuse_bomb(picture: Image.Image) -> None:
 
 
 def to_rgb(picture: Picture) -> Picture:
-    """The image in RGB, as ``convert("RGB")`` gives it, with 16-bit grey scaled by 1/257.
+    """The image in RGB, as ``convert("RGB")`` gives it, with 16-bit grey scaled by 1/257; arrays unchanged.
 
-    Parameters
-    ----------
-    picture : PIL image of any mode, or array (H, W, 3)
-        Arrays are RGB already and are returned unchanged.
+    ImageReadError if the scale is unknown (32-bit integers beyond 16 bits, 32-bit float), or PIL cannot convert the
+    mode.
 
-    Raises
-    ------
-    ImageReadError
-        The scale is unknown (32-bit integers beyond 16 bits, 32-bit float), or PIL cannot convert the mode.
-
-    Examples
-    --------
     >>> to_rgb(Image.fromarray(np.full((1, 1), 32896, np.uint16))).getpixel((0, 0))
     (128, 128, 128)
     """

@@ -13,13 +13,14 @@ samples keep their side when the data set grows.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex
-from featcache.datasets.files import WHOLE
+from featcache.datasets.options import WHOLE
 from featcache.errors import DatasetError
 
 HOLDOUT_OPTIONS = ("holdout", "holdout_seed", "holdout_group", "holdout_of")
@@ -104,13 +105,7 @@ def holdout_options(share: float | None, seed: int = 0, group: str | None = None
 
 
 def divided(whole: Dataset, split: str, holdout: Holdout) -> Subset:
-    """One side of a data set.
-
-    Raises
-    ------
-    DatasetError
-        The split is not ``train``, ``val`` or ``test``, there is no such column, or a side is empty.
-    """
+    """One side of a data set; DatasetError if it is empty, or neither ``train`` nor ``val`` or ``test``."""
     if split != TRAIN and split not in HELD_OUT:
         raise DatasetError(
             f"{whole.name}: split {split!r} with holdout={holdout.share:g}; expected train, or {' or '.join(HELD_OUT)} "
@@ -130,16 +125,18 @@ def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
     """Whether each sample (N,) is held out."""
     unit, names = _units(index, holdout.group)
     counts = np.bincount(unit, minlength=len(names))
-    votes = np.zeros((len(names), len(index.classnames) + 1), np.int64)
-    np.add.at(votes, (unit, _strata(index)), 1)
-    label = votes.argmax(axis=1)
-    order = sorted(range(len(names)), key=lambda one: xxhash.xxh3_128_digest(f"{holdout.seed}\n{names[one]}".encode()))
+    label = _strata(index)
+    if holdout.group is not None:
+        votes = np.zeros((len(names), len(index.classnames) + 1), np.int64)
+        np.add.at(votes, (unit, label), 1)
+        label = votes.argmax(axis=1)
+    digests = [xxhash.xxh3_128_digest(f"{holdout.seed}\n{name}".encode()) for name in names]
+    order = sorted(range(len(names)), key=lambda one: (label[one], digests[one]))
     chosen = np.zeros(len(names), bool)
-    for number in range(len(index.classnames) + 1):
-        units = [one for one in order if label[one] == number]
-        total, taken = int(counts[units].sum()), 0
-        wanted = holdout.share * total
-        for place, one in enumerate(units[:-1]):  # one stays for training
+    for _, units in groupby(order, key=lambda one: label[one]):
+        stratum = list(units)
+        wanted, taken = holdout.share * int(counts[stratum].sum()), 0
+        for place, one in enumerate(stratum[:-1]):  # one stays for training
             if taken + counts[one] / 2 > wanted and place:
                 break
             chosen[one] = True
@@ -163,15 +160,13 @@ def _units(index: SampleIndex, group: str | None) -> tuple[Rows, list[str]]:
     if group not in index.metadata:
         there = ", ".join(sorted(index.metadata)) or "none"
         raise DatasetError(f"holdout_group={group}: no such metadata column; there are {there}")
-    values = [str(value) for value in index.metadata[group]]
-    names = sorted(set(values))
-    number = {name: place for place, name in enumerate(names)}
-    return np.array([number[value] for value in values], np.int64), names
+    values = list(map(str, index.metadata[group]))
+    number = {name: place for place, name in enumerate(sorted(set(values)))}
+    return np.array([number[value] for value in values], np.int64), list(number)
 
 
 def of_rows(index: SampleIndex, rows: Rows) -> SampleIndex:
     """The index of some rows (n,)."""
-    metadata: Mapping[str, npt.NDArray[np.generic]] = {name: values[rows] for name, values in index.metadata.items()}
     return replace(
         index,
         ids=[index.ids[row] for row in rows],
@@ -179,6 +174,6 @@ def of_rows(index: SampleIndex, rows: Rows) -> SampleIndex:
         stamps=index.stamps[rows],
         labels=index.labels[rows],
         targets=None if index.targets is None else index.targets[rows],
-        metadata=metadata,
+        metadata={name: values[rows] for name, values in index.metadata.items()},
         content=None if index.content is None else index.content.of_rows(rows),
     )

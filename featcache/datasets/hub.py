@@ -34,16 +34,9 @@ MODEL_REMEDY = "connect this machine, or give local-dir:FOLDER or --pretrained F
 def offline_where_unreachable(
     what: str, remedy: str = MODEL_REMEDY, kind: type[EncoderError | DatasetError] = EncoderError
 ) -> Iterator[None]:
-    """Use only the local cache inside the block if the hub cannot be reached.
+    """Use only the local cache inside the block if the hub cannot be reached; an error if the cache lacks a file.
 
-    Parameters
-    ----------
-    what, remedy : beginning and end of the error message
-
-    Raises
-    ------
-    EncoderError, DatasetError
-        The hub cannot be reached, and the cache lacks a file.
+    The error is of a `kind`; its message begins with `what` and ends with `remedy`.
     """
     if constants.HF_HUB_OFFLINE or hub_is_reachable():
         yield
@@ -96,11 +89,9 @@ def timm_lacks(name: str) -> bool:
 
 def _is_connection_error(error: BaseException | None) -> bool:
     """Whether an error, or one in its chain, is the hub client's error without a connection."""
-    while error is not None:
-        if isinstance(error, ConnectionError | LocalEntryNotFoundError):
-            return True
+    while error is not None and not isinstance(error, ConnectionError | LocalEntryNotFoundError):
         error = error.__cause__ or error.__context__
-    return False
+    return error is not None
 
 
 def hub_is_reachable() -> bool:

@@ -12,38 +12,22 @@ Where = Callable[[int], str]
 """Names the sample of a row, for errors."""
 
 
-def check_labels_option(labels: str) -> None:
-    """DatasetError for ``labels=`` other than ``names`` and ``int``."""
-    if labels not in ("names", "int"):
-        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
-
-
 def classes_of(
     labels: Sequence[str], where: Where, names: Sequence[str] | None = None, wanted: str = "names"
 ) -> tuple[list[int], Sequence[str]]:
-    """Class indices and class names of labels that are all whole numbers, or names.
+    """Class indices and class names of N labels that are all whole numbers, or names.
 
     Parameters
     ----------
-    labels : N labels
-    where : names the sample of a row, for errors
     names : C names, which numbers index and names are looked up in; default: "0", "1", ... up to the largest number, or
         the distinct labels, sorted by code point
     wanted : ``int`` to accept numbers only
 
-    Raises
-    ------
-    DatasetError
-        A number is out of range, or a name is not in the list.
-
-    Examples
-    --------
     >>> classes_of(["2", "0"], str)
     ([2, 0], ['0', '1', '2'])
     >>> classes_of(["dog", "cat"], str)
     ([1, 0], ['cat', 'dog'])
     """
-    check_labels_option(wanted)
     odd = next((row for row, label in enumerate(labels) if not NUMBER.fullmatch(label)), None)
     if odd is None:
         return by_number(labels, where, names)
@@ -59,11 +43,10 @@ def classes_of(
 def by_name(
     labels: Sequence[str], where: Where, classes: Sequence[tuple[str, str]] | None, listed: object
 ) -> tuple[list[int], Sequence[str]]:
-    """Class indices and display names of labels that are names.
+    """Class indices and display names of N labels that are names.
 
     Parameters
     ----------
-    labels : N names
     classes : C pairs (label, display name), in class order; default: the distinct labels, sorted by code point
     listed : where `classes` are listed, for errors
     """

@@ -1,36 +1,30 @@
-"""Options behind a source's argument: ``table:cats.csv,path=file,label=breed``.
+"""What is behind a source's colon, ``table:cats.csv,path=file,label=breed``: options, paths, and the names from them.
 
-They are read from the end while the parts have the form ``name=value``, so a path may hold commas. Commas and equals
+Options are read from the end while the parts have the form ``name=value``, so a path may hold commas. Commas and equals
 signs mean nothing to a shell: no quotes are needed.
 """
 
 import difflib
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 from featcache.errors import DatasetError
 
 OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 REST = r"((?:,[A-Za-z_][A-Za-z0-9_]*=[^,]*)*)"
 """Further options."""
+PLACEHOLDER = "{split}"
+"""Stands for the split in a file name."""
+WHOLE = "all"
+"""The split that takes all samples, for data without splits."""
 
 
 def split_options(source: str, argument: str, known: Collection[str] | None) -> tuple[str, dict[str, str]]:
-    """Split ``ARGUMENT,name=value,...`` into the argument and its options.
+    """Split ``ARGUMENT,name=value,...`` into the argument and its options; None as `known` accepts any name.
 
-    Parameters
-    ----------
-    source : name of the source, for errors
-    argument : the text after the source's colon
-    known : names of the options; None accepts any name
+    DatasetError if an option is unknown, given twice or empty.
 
-    Raises
-    ------
-    DatasetError
-        An option is unknown, given twice or empty.
-
-    Examples
-    --------
     >>> split_options("table", "my, data/cats.csv,path=file,label=breed", ("path", "label"))
     ('my, data/cats.csv', {'path': 'file', 'label': 'breed'})
     """
@@ -41,7 +35,14 @@ def split_options(source: str, argument: str, known: Collection[str] | None) -> 
         if not found:
             break
         name, value = found.groups()
-        _check(source, name, value, known, options)
+        if known is not None and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f", did you mean {near[0]!r}?" if near else "."
+            raise DatasetError(f"{source}: unknown option {name!r}{hint} Expected one of {', '.join(known)}")
+        if name in options:
+            raise DatasetError(f"{source}: option {name!r} is given twice; give it once")
+        if not value:
+            raise DatasetError(f"{source}: option {name!r} is empty; write {name}=VALUE, or leave it out")
         options[name], argument = value, rest
     return argument, dict(reversed(options.items()))
 
@@ -49,8 +50,6 @@ def split_options(source: str, argument: str, known: Collection[str] | None) -> 
 def take_options(argument: str, names: Collection[str]) -> tuple[str, dict[str, str]]:
     """Take the named options out of an argument; returns the rest and the values found.
 
-    Examples
-    --------
     >>> take_options("data/x224,classes=imagenet-r,prepared=central-crop", ["classes", "holdout"])
     ('data/x224,prepared=central-crop', {'classes': 'imagenet-r'})
     >>> take_options("data,classes", ["classes"])
@@ -63,23 +62,34 @@ def take_options(argument: str, names: Collection[str]) -> tuple[str, dict[str, 
     return argument, options
 
 
-def _check(source: str, name: str, value: str, known: Collection[str] | None, options: dict[str, str]) -> None:
-    if known is not None and name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f", did you mean {near[0]!r}?" if near else "."
-        raise DatasetError(f"{source}: unknown option {name!r}{hint} Expected one of {', '.join(known)}")
-    if name in options:
-        raise DatasetError(f"{source}: option {name!r} is given twice; give it once")
-    if not value:
-        raise DatasetError(f"{source}: option {name!r} is empty; write {name}=VALUE, or leave it out")
-
-
 def split_list(value: str) -> list[str]:
-    """The parts of ``region+year``.
-
-    Examples
-    --------
-    >>> split_list("region+year")
-    ['region', 'year']
-    """
+    """The parts of ``region+year``."""
     return [part for part in value.split("+") if part]
+
+
+def check_split(split: str) -> str:
+    """A split's name, which becomes part of paths; DatasetError if it could lead elsewhere."""
+    if not split or split in (".", "..") or re.search(r"[/\\\0]", split):
+        raise DatasetError(f"split {split!r}: expected a plain name such as train, val, test or all")
+    return split
+
+
+def check_path(path: str, where: str) -> str:
+    """A path in a list or table; DatasetError if it could lead out of their folder."""
+    if ".." in path.split("/"):
+        raise DatasetError(
+            f"{where}: got {path!r}; '..' is refused: put the list beside or above its images, or use full paths"
+        )
+    if "\0" in path:
+        raise DatasetError(f"{where}: got {path!r}; a path cannot hold a NUL character")
+    return path
+
+
+def default_name(text: str) -> str:
+    """A data set's name from that of a file or folder: ``Real World`` becomes ``Real-World``."""
+    return re.sub(r"[\s:/\\]+", "-", text).strip("-") or "data"
+
+
+def name_of_file(file: str, folder: Path) -> str:
+    """A data set's name from a list's or table's file name, or from its folder if the file is named by the split."""
+    return default_name(Path(file).stem.replace(PLACEHOLDER, "").strip("-_. ") or folder.name)

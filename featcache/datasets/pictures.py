@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeGuard
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import Picture, SampleIndex
+from featcache.datasets.base import Opened, Picture
 from featcache.errors import ImageReadError
 
 if TYPE_CHECKING:
@@ -25,13 +25,10 @@ EXPECTED = "a PIL image, uint8 (H, W, 3) or (H, W), or a tensor (3, H, W) of uin
 
 
 @dataclass(frozen=True)
-class PictureDataset:
+class PictureDataset(Opened):
     """A data set whose samples are decoded images; ``picture(row)`` returns one, as `to_content` takes it."""
 
     decoding: ClassVar[str] = DECODING
-    name: str
-    split: str
-    index: SampleIndex
     picture: Callable[[int], object]
 
     def read(self, row: int) -> bytes:
@@ -44,21 +41,11 @@ class PictureDataset:
 
 
 def to_content(picture: object) -> bytes:
-    r"""One image as bytes.
+    r"""One image as bytes: a PIL image, an array or a tensor; ImageReadError for anything else, or normalised values.
 
-    Parameters
-    ----------
-    picture : PIL image, array or tensor
-        Arrays are uint8 (H, W), (H, W, 1) or (H, W, 3). Tensors are (1, H, W) or (3, H, W), as torchvision's transforms
-        make them: uint8, or floats from 0 to 1. Multiples of 1/255 become the uint8 values they came from.
+    Arrays are uint8 (H, W), (H, W, 1) or (H, W, 3). Tensors are (1, H, W) or (3, H, W), as torchvision's transforms
+    make them: uint8, or floats from 0 to 1. Multiples of 1/255 become the uint8 values they came from.
 
-    Raises
-    ------
-    ImageReadError
-        The picture is something else, or already normalised.
-
-    Examples
-    --------
     >>> to_content(np.zeros((1, 2), np.uint8))
     b'L 2 1\n\x00\x00'
     """
@@ -78,8 +65,6 @@ def to_content(picture: object) -> bytes:
 def of_content(content: bytes | memoryview) -> Picture:
     r"""The image that `to_content` turned into bytes.
 
-    Examples
-    --------
     >>> of_content(b"L 2 1\n\x00\x07").getpixel((1, 0))
     7
     """

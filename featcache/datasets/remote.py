@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from featcache.errors import DatasetError, MissingExtraError
+from featcache.errors import DatasetError, needs
 
 SCHEMES = ("http", "https", "s3")
 BLOCK = 1 << 20
@@ -24,10 +24,8 @@ def is_remote(place: str) -> bool:
 
 @cache
 def _http_client(scheme: str, host: str) -> Any:
-    try:
+    with needs(f"{scheme}:// needs obstore: pip install 'featcache[s3]'"):
         from obstore.store import HTTPStore
-    except ImportError as error:
-        raise MissingExtraError(f"{scheme}:// needs obstore: pip install 'featcache[s3]'") from error
     options = {"allow_http": True}
     return HTTPStore.from_url(f"{scheme}://{host}", client_options=options, retry_config=RETRIES)  # type: ignore[arg-type]
 
@@ -39,18 +37,16 @@ def _place(url: str) -> tuple[Any, str]:
         raise DatasetError(f"{url}: not an address ({error}); expected scheme://host/path") from error
     if parts.query or parts.fragment or not parts.netloc or not unquote(parts.path).isprintable():
         raise DatasetError(f"{url}: expected scheme://host/path, without '?' or '#'; download the file instead")
+    from featcache.store.places import s3
+
     if parts.scheme == "s3":
-        from featcache.store.places.s3 import client
-
-        return client(parts.netloc), unquote(parts.path).lstrip("/")
-    from featcache.store.places.s3 import check_address
-
-    check_address(f"{parts.scheme}://{parts.netloc}")
+        return s3.client(parts.netloc), unquote(parts.path).lstrip("/")
+    s3.check_address(f"{parts.scheme}://{parts.netloc}")
     return _http_client(parts.scheme, parts.netloc), unquote(parts.path).lstrip("/")
 
 
 def _request(url: str, what: str, **arguments: Any) -> Any:
-    client, path = _place(url)
+    client, path = _place(url)  # says what to install, if obstore is not there
     import obstore
     from obstore.exceptions import BaseError
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.datasets.formats.tables import Cell
-from featcache.datasets.labels import MAX_CLASSES, Where
+from featcache.datasets.labels import MAX_CLASSES, NUMBER, Where
 from featcache.errors import DatasetError
 
 Targets = npt.NDArray[np.int8]
@@ -18,18 +18,11 @@ SEPARATORS = {"space": None, "comma": ","}
 """Names of separators that cannot be written in an option."""
 
 
-def split_cell(cell: Cell, separator: str = "|") -> list[str]:
-    """The names in a cell, which is a JSON list of names or class indices, or names between separators.
+def split_cell(cell: Cell, where: str, separator: str = "|") -> list[str]:
+    """The names in a cell, which is a JSON list of names or class indices (else DatasetError), or separated names.
 
-    Examples
-    --------
-    >>> split_cell("cat|dog"), split_cell('["cat", "dog"]'), split_cell("[0, 2]"), split_cell(None)
-    (['cat', 'dog'], ['cat', 'dog'], ['0', '2'], [])
-
-    Raises
-    ------
-    ValueError
-        A JSON list holds something else.
+    >>> [split_cell(cell, "row 1") for cell in ("cat|dog", '["cat", "dog"]', "[0, 2]", None)]
+    [['cat', 'dog'], ['cat', 'dog'], ['0', '2'], []]
     """
     if cell is None:
         return []
@@ -41,7 +34,9 @@ def split_cell(cell: Cell, separator: str = "|") -> list[str]:
             found = None  # a name that begins with a bracket
         for item in found or ():
             if not isinstance(item, str) and (type(item) is not int or item < 0):
-                raise ValueError(f"{json.dumps(item)[:40]} in a list of classes; expected names or class indices")
+                raise DatasetError(
+                    f"{where}: {json.dumps(item)[:40]} in a list of classes; expected names or class indices"
+                )
         if found is not None:
             return list(map(str, found))
     parts = text.split(SEPARATORS.get(separator, separator))
@@ -59,18 +54,10 @@ def targets_of_names(
     Parameters
     ----------
     lists : sequence of N lists of names, or of whole numbers, which index `names`
-    where : names the sample of a row, for errors
     names : L class names; default: the names in the lists, sorted by code point; for numbers "0", "1", ... up to the
         largest
     unknown : N lists of classes that may or may not apply; `lists` takes precedence
 
-    Raises
-    ------
-    DatasetError
-        A name is not in the class list, or there is no class.
-
-    Examples
-    --------
     >>> targets, classnames = targets_of_names([["cat", "dog"], []], str, unknown=[[], ["cat"]])
     >>> targets.tolist(), classnames
     ([[1, 1], [-1, 0]], ('cat', 'dog'))
@@ -97,18 +84,14 @@ def targets_of_names(
 def _class_list(used: set[str]) -> tuple[str, ...]:
     if not used:
         raise DatasetError("no sample has a class; expected lists of names, or name the classes in classes.txt")
-    if all(name.isdecimal() and len(name) < 10 for name in used):
-        largest = max(map(int, used))
-        if largest < MAX_CLASSES:
-            return tuple(map(str, range(largest + 1)))
+    if all(NUMBER.fullmatch(name) for name in used) and max(map(int, used)) < MAX_CLASSES:
+        return tuple(map(str, range(max(map(int, used)) + 1)))
     return tuple(sorted(used))
 
 
 def targets_of_columns(columns: dict[str, Sequence[Cell]], where: Where) -> tuple[Targets, tuple[str, ...]]:
     """Targets (N, L) and class names, from L columns of 1, 0, and -1 or nothing for unknown.
 
-    Examples
-    --------
     >>> targets, classnames = targets_of_columns({"cat": [1, 0], "dog": [None, 1]}, str)
     >>> targets.tolist(), classnames
     ([[1, -1], [0, 1]], ('cat', 'dog'))

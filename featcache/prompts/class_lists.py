@@ -16,9 +16,7 @@ Your own list is a file with one class per line (see `featcache.prompts.text_fil
 """
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from featcache.errors import DatasetError, PromptError
@@ -27,6 +25,9 @@ from featcache.prompts.objectnet import shared_classes
 from featcache.prompts.text_files import packaged_json, read_class_file, read_lines
 
 IMAGENET = "imagenet"
+SUBSETS = ("imagenet-r", "imagenet-a")
+LISTS = (IMAGENET, *SUBSETS, "objectnet", "cifar10", "domainnet", "fmow", "iwildcam")
+"""Names of the lists; those of plain names are entries of ``class_lists.json``."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,15 @@ def load_class_list(name_or_file: str | Path) -> ClassList:
     name_or_file : one of `class_list_names`, which win over files of that name; or a file with one class per line, in
         label order, as a name or ``folder<TAB>display name``; or a CoOp split file
 
-    Raises
-    ------
-    PromptError
-        There is no such list or file, or no class in it.
+    PromptError if there is no such list or file, or no class in it.
 
-    Examples
-    --------
     >>> found = load_class_list("domainnet")
     >>> len(found.names), found.names[:2], found.names[-21]
     (345, ('aircraft_carrier', 'airplane'), 'trombone')
     """
     text = str(name_or_file)
     if text in LISTS:
-        keys, names = LISTS[text]()
-        return ClassList(text, keys, names)
+        return _named(text)
     if Path(name_or_file).is_dir():
         raise PromptError(
             f"class names {text!r}: is a folder; if its subfolders are the classes, write imagefolder:{text}"
@@ -82,6 +77,17 @@ def load_class_list(name_or_file: str | Path) -> ClassList:
     except DatasetError as error:
         raise PromptError(str(error)) from error
     return ClassList(text, tuple(key for key, _ in pairs), tuple(display for _, display in pairs))
+
+
+def _named(name: str) -> ClassList:
+    if name == IMAGENET:
+        return ClassList(name, imagenet_wnids(), imagenet_names())
+    if name in SUBSETS:
+        return ClassList(name, subset_wnids(name), subset_names_of(name))
+    if name == "objectnet":
+        return ClassList(name, shared_classes().folders, shared_classes().classnames)
+    names = tuple(packaged_json("class_lists.json")[name])
+    return ClassList(name, names, names)
 
 
 def _of_split_file(path: Path) -> tuple[str, ...]:
@@ -105,30 +111,7 @@ def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
 def class_list_names() -> list[str]:
     """Names of the lists.
 
-    Examples
-    --------
     >>> class_list_names()
     ['imagenet', 'imagenet-r', 'imagenet-a', 'objectnet', 'cifar10', 'domainnet', 'fmow', 'iwildcam']
     """
     return list(LISTS)
-
-
-Pair = tuple[tuple[str, ...], tuple[str, ...]]
-
-
-def _subset(name: str) -> Pair:
-    return subset_wnids(name), subset_names_of(name)
-
-
-def _plain(name: str) -> Pair:
-    names = tuple(packaged_json("class_lists.json")[name])
-    return names, names
-
-
-LISTS: Mapping[str, Callable[[], Pair]] = {
-    IMAGENET: lambda: (imagenet_wnids(), imagenet_names()),
-    **{name: partial(_subset, name) for name in ("imagenet-r", "imagenet-a")},
-    "objectnet": lambda: (shared_classes().folders, shared_classes().classnames),
-    **{name: partial(_plain, name) for name in ("cifar10", "domainnet", "fmow", "iwildcam")},
-}
-"""Name -> keys and display names; a list of plain names is an entry of ``class_lists.json``, and its name here."""

@@ -11,7 +11,7 @@ from featcache.prompts.text_files import packaged_json
 
 
 def load_subset(name: str) -> tuple[int, ...]:
-    """Indices of a subset's classes among ImageNet's 1,000, ascending.
+    """Indices of a subset's classes among ImageNet's 1,000, ascending; PromptError for an unknown subset.
 
     Label i of the data set (folders of WordNet ids, sorted) is class ``load_subset(name)[i]``. The lists are from the
     authors' evaluation scripts, named in ``imagenet_subsets.json``.
@@ -20,13 +20,6 @@ def load_subset(name: str) -> tuple[int, ...]:
     ----------
     name : ``imagenet-r`` (Hendrycks et al., arXiv:2006.16241) or ``imagenet-a`` (arXiv:1907.07174)
 
-    Raises
-    ------
-    PromptError
-        The subset is unknown; the error lists the known ones.
-
-    Examples
-    --------
     >>> len(load_subset("imagenet-r")), load_subset("imagenet-r")[:5]
     (200, (1, 2, 4, 6, 8))
     """
@@ -49,8 +42,6 @@ def _subsets() -> dict[str, tuple[int, ...]]:
 def imagenet_wnids() -> tuple[str, ...]:
     """The WordNet ids of ImageNet's 1,000 classes, in label order, from timm.
 
-    Examples
-    --------
     >>> imagenet_wnids()[:2], len(imagenet_wnids())
     (('n01440764', 'n01443537'), 1000)
     """
@@ -63,8 +54,6 @@ def imagenet_wnids() -> tuple[str, ...]:
 def imagenet_names() -> tuple[str, ...]:
     """The 1,000 ImageNet class names of open_clip, in label order; two names occur twice.
 
-    Examples
-    --------
     >>> imagenet_names()[:2]
     ('tench', 'goldfish')
     """
@@ -83,8 +72,6 @@ def openai_imagenet_templates() -> tuple[str, ...]:
 def subset_wnids(subset: str) -> tuple[str, ...]:
     """The WordNet ids of a subset's classes (``imagenet-r``, ``imagenet-a``), in label order.
 
-    Examples
-    --------
     >>> subset_wnids("imagenet-r")[:2]
     ('n01443537', 'n01484850')
     """
@@ -97,15 +84,8 @@ def subset_names_of(subset: str) -> tuple[str, ...]:
 
 
 def subset_labels(subset: str, numbers: Sequence[int]) -> tuple[list[int], tuple[str, ...]]:
-    """Turn labels among the 1,000 classes into labels of a subset; returns them and the subset's class names.
+    """Labels of a subset, from labels among the 1,000 classes, and its class names; DatasetError for another class.
 
-    Raises
-    ------
-    DatasetError
-        A label is not a class of the subset.
-
-    Examples
-    --------
     >>> subset_labels("imagenet-r", [2, 1])[0]
     [1, 0]
     """

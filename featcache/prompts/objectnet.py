@@ -8,14 +8,14 @@ ObjectNet (Barbu et al., NeurIPS 2019) comes with ``mappings/``:
 ``pytorch_to_imagenet_2012_id.json``   usual class index -> number of that line, from 0
 """
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from featcache.errors import DatasetError
-from featcache.prompts.text_files import packaged_json, read_lines
+from featcache.prompts.text_files import json_object, packaged_json, read_lines
 
+REMEDY = "restore it from ObjectNet's mappings/"
 FOLDERS = "folder_to_objectnet_label.json"
 COUNTERPARTS = "objectnet_to_imagenet_1k.json"
 LINES = "imagenet_to_label_2012_v2"
@@ -42,16 +42,12 @@ class ObjectNet:
 def shared_classes() -> ObjectNet:
     """The 113 classes, for data without ObjectNet's mapping files; `load_objectnet` of these gives the same.
 
-    Examples
-    --------
     >>> shared = shared_classes()
     >>> len(shared.folders), shared.classnames[0], shared.imagenet[0]
     (113, 'Alarm clock', (409, 530))
     """
     entries = packaged_json("objectnet.json").items()
-    rows = [(folder, label, tuple(indices)) for folder, (label, indices) in entries]
-    folders, labels, imagenet = zip(*rows, strict=True)
-    return ObjectNet(folders, labels, imagenet)
+    return ObjectNet(*zip(*((folder, label, tuple(found)) for folder, (label, found) in entries), strict=True))
 
 
 def has_mappings(folder: Path) -> bool:
@@ -60,56 +56,23 @@ def has_mappings(folder: Path) -> bool:
 
 
 def load_objectnet(folder: str | Path) -> ObjectNet:
-    """Read the mapping files of ObjectNet, in its folder or in its ``mappings/``.
-
-    Raises
-    ------
-    DatasetError
-        A file is missing, or the files do not agree.
-    """
+    """Read the mapping files of ObjectNet, in its folder or in its ``mappings/``; DatasetError if they do not agree."""
     base = Path(folder).expanduser()
     base = base / "mappings" if (base / "mappings").is_dir() else base
-    folders = {label: name for name, label in _texts(base / FOLDERS).items()}
-    counterparts = _texts(base / COUNTERPARTS)
+    folders = {label: name for name, label in json_object(base / FOLDERS, str, REMEDY).items()}
     lines = {line.strip(): number for number, line in enumerate(read_lines(base / LINES)) if line.strip()}
-    index_of_line = {_whole(number, base): _whole(index, base) for index, number in _object(base / INDICES).items()}
-    shared: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for label, names in counterparts.items():
+    pairs = json_object(base / INDICES, object, REMEDY).items()
+    if odd := [text for pair in pairs for text in map(str, pair) if not text.isdecimal()]:
+        raise DatasetError(f"{base / INDICES}: got {odd[0]!r}; expected whole numbers: {REMEDY}")
+    index_of_line = {int(str(number)): int(index) for index, number in pairs}
+    shared = []
+    for label, text in json_object(base / COUNTERPARTS, str, REMEDY).items():
+        names = text.split("; ")
         if label not in folders:
             raise DatasetError(f"{base / COUNTERPARTS}: {label!r} has no folder in {FOLDERS}; restore the files")
-        unknown = [name for name in names.split("; ") if index_of_line.get(lines.get(name, -1)) is None]
-        if unknown:
+        if unknown := [name for name in names if lines.get(name) not in index_of_line]:
             raise DatasetError(
                 f"{base / COUNTERPARTS}: {unknown[0]!r} is not in {LINES} and {INDICES}; restore the files"
             )
-        shared[folders[label]] = (label, tuple(index_of_line[lines[name]] for name in names.split("; ")))
-    ordered = sorted(shared)
-    return ObjectNet(
-        tuple(ordered), tuple(shared[name][0] for name in ordered), tuple(shared[name][1] for name in ordered)
-    )
-
-
-def _object(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads("\n".join(read_lines(path)))
-    except ValueError as error:
-        raise DatasetError(f"{path}: {error}; ObjectNet comes with it in mappings/") from error
-    if not isinstance(found, dict) or not found:
-        raise DatasetError(f"{path}: expected a JSON object; restore it from ObjectNet's mappings/")
-    return found
-
-
-def _texts(path: Path) -> dict[str, str]:
-    found = _object(path)
-    odd = next((value for value in found.values() if not isinstance(value, str)), None)
-    if odd is not None:
-        raise DatasetError(f"{path}: got {odd!r}; expected strings: restore it from ObjectNet's mappings/")
-    return {key: str(value) for key, value in found.items()}
-
-
-def _whole(value: object, base: Path) -> int:
-    if not isinstance(value, int | str) or not str(value).isdecimal():
-        raise DatasetError(
-            f"{base / INDICES}: got {value!r}; expected whole numbers: restore it from ObjectNet's mappings/"
-        )
-    return int(value)
+        shared.append((folders[label], label, tuple(index_of_line[lines[name]] for name in names)))
+    return ObjectNet(*zip(*sorted(shared), strict=True))

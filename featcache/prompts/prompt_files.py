@@ -9,30 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import DatasetError, PromptError
+from featcache.progress import first_few
 from featcache.prompts.templates import PLACEHOLDER
 from featcache.prompts.text_files import read_lines
 
 
 def load_prompt_file(path: str | Path) -> dict[str, list[str]]:
-    """Read a prompt file.
+    """Read a prompt file: class name, as written in the file, -> sentences. `prompts_of` gives those of a class list.
 
-    Parameters
-    ----------
-    path : a JSON file ``{class name: [sentence, ...]}``
+    PromptError if the file is not JSON, a class occurs twice or has no sentence, or a sentence is not a string, is
+    empty, or is a template (``{}``). The error names the line or the class.
 
-    Returns
-    -------
-    dict of class name to list of str
-        Class names as written in the file; `prompts_of` gives the sentences of a class list.
-
-    Raises
-    ------
-    PromptError
-        The file is not JSON, a class occurs twice or has no sentence, or a sentence is not a string, is empty, or is a
-        template (``{}``). The error names the line or the class.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(f"{folder}/p.json").write_text('{"tree frog": ["A tree frog is green.", "It sits on leaves."]}')
@@ -65,13 +52,8 @@ def prompts_of(prompts: Mapping[str, Sequence[str]], classnames: Sequence[str]) 
     A class is looked up as written, and then with ``_`` and spaces taken as equal, since class lists often come from
     folder names.
 
-    Raises
-    ------
-    PromptError
-        Classes have no entry (the error counts them and names some), or two entries differ in ``_`` alone.
+    PromptError if classes have no entry (the error counts them and names some), or two entries differ in ``_`` alone.
 
-    Examples
-    --------
     >>> prompts_of({"tree frog": ["It is green."], "owl": ["It flies."]}, ["owl", "tree_frog"])
     [['It flies.'], ['It is green.']]
     """
@@ -90,9 +72,9 @@ def prompts_of(prompts: Mapping[str, Sequence[str]], classnames: Sequence[str]) 
             missing.append(name)
     if missing:
         raise PromptError(
-            f"no sentences for {len(missing)} of {len(classnames)} classes: {', '.join(map(repr, missing[:5]))}"
-            f"{', ...' if len(missing) > 5 else ''}; the prompt file has {len(prompts)} classes, such as "
-            f"{', '.join(map(repr, list(prompts)[:3]))}: add the missing ones"
+            f"no sentences for {len(missing)} of {len(classnames)} classes: {first_few(map(repr, missing))}; the "
+            f"prompt file has {len(prompts)} classes, such as {', '.join(map(repr, list(prompts)[:3]))}: add the "
+            "missing ones"
         )
     return found
 
@@ -103,17 +85,12 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _check_sentences(sentences: object, where: str) -> None:
     if isinstance(sentences, _Pairs) or not isinstance(sentences, list) or not sentences:
-        raise PromptError(f"{where}: got {_shown(sentences)}; expected a list with at least one sentence")
+        raise PromptError(f"{where}: got {sentences!r:.60}; expected a list with at least one sentence")
     for number, sentence in enumerate(sentences, start=1):
         if not isinstance(sentence, str) or not sentence.strip():
-            raise PromptError(f"{where}, sentence {number}: got {_shown(sentence)}; expected a string")
+            raise PromptError(f"{where}, sentence {number}: got {sentence!r:.60}; expected a string")
         if PLACEHOLDER.search(sentence):
             raise PromptError(
                 f"{where}, sentence {number}: got the template {sentence!r}; prompt files hold whole sentences: "
                 "write the class name, or use templates"
             )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

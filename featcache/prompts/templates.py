@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from featcache.errors import DatasetError, PromptError
@@ -29,13 +29,8 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
     tuple of T str
         Each with ``{}`` or ``{c}`` for the class name, or ``{a}`` for the class name `with_article`.
 
-    Raises
-    ------
-    PromptError
-        There is no such set or file, or a template has no ``{}`` for the class name.
+    PromptError if there is no such set or file, or a template has no ``{}`` for the class name.
 
-    Examples
-    --------
     >>> load_templates("clip-example"), load_templates("a sketch of a {}.")
     (('a photo of the number: "{}".',), ('a sketch of a {}.',))
     """
@@ -57,8 +52,6 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
 def template_names() -> list[str]:
     """Names of the template sets, sorted; ``openai-imagenet`` is CLIP's set of 80, from open_clip.
 
-    Examples
-    --------
     >>> template_names()
     ['bare', 'clip-example', 'digits', 'fmow', 'iwildcam', 'openai-imagenet', 'picture', 'simple']
     """
@@ -74,13 +67,8 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
     classnames : C names, inserted unchanged; they may repeat
     replace_underscores : turn ``_`` in class names into spaces; the published DomainNet numbers keep them
 
-    Raises
-    ------
-    PromptError
-        There is no template or class name, or a template has no ``{}`` for the class name.
+    PromptError if there is no template or class name, or a template has no ``{}`` for the class name.
 
-    Examples
-    --------
     >>> fill(["a {}.", "the {c}!"], ["ice_cream"], replace_underscores=True)
     [['a ice cream.', 'the ice cream!']]
     >>> fill(["a {}.", "{a}."], ["ice_cream"])
@@ -92,20 +80,19 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
         )
     for template in templates:
         _check(template, "template")
-    names = [name.replace("_", " ") if replace_underscores else name for name in classnames]
+    if replace_underscores:
+        classnames = [name.replace("_", " ") for name in classnames]
+    return [[_filled(template, name) for template in templates] for name in classnames]
+
+
+def _filled(template: str, name: str) -> str:
     # A function, not a replacement string, keeps backslashes and braces of names.
-    return [[PLACEHOLDER.sub(partial(_filled, name=name), template) for template in templates] for name in names]
-
-
-def _filled(place: re.Match[str], name: str) -> str:
-    return with_article(name) if place[0] == ARTICLE else name
+    return PLACEHOLDER.sub(lambda place: with_article(name) if place[0] == ARTICLE else name, template)
 
 
 def with_article(name: str) -> str:
     """A class name with its indefinite article, chosen by the first letter as in WiSE-FT, and spaces for ``_``.
 
-    Examples
-    --------
     >>> with_article("airport_hangar"), with_article("zoo")
     ('an airport hangar', 'a zoo')
     """
@@ -121,13 +108,13 @@ def _named() -> dict[str, tuple[str, ...]]:
 def _templates_of(path: Path) -> tuple[str, ...]:
     try:
         lines = read_lines(path)
-        numbered = enumerate(json.loads("\n".join(lines)) if path.suffix == ".json" else lines, start=1)
-        unit = "entry " if path.suffix == ".json" else ""
-        found = [(f"{path}:{unit}{n}", t) for n, t in numbered]
+        if path.suffix == ".json":
+            found = [(f"{path}:entry {n}", t) for n, t in enumerate(json.loads("\n".join(lines)), start=1)]
+        else:
+            kept = [(n, line.strip()) for n, line in enumerate(lines, start=1) if not line.startswith("#")]
+            found = [(f"{path}:{n}", line) for n, line in kept if line]
     except (DatasetError, TypeError, ValueError, RecursionError) as error:
         raise PromptError(f"{path}: expected a list of templates ({error})") from error
-    if path.suffix != ".json":
-        found = [(where, t.strip()) for where, t in found if t.strip() and not t.startswith("#")]
     if not found:
         raise PromptError(f"{path}: no template in it; expected e.g. 'a photo of a {{}}.'")
     for where, template in found:

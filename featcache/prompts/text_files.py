@@ -1,13 +1,15 @@
-"""Text files of users: lines, and class names; and the JSON files of this package."""
+"""Text and JSON files of users, class lists among them; and the JSON files of this package."""
 
 import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featcache.errors import DatasetError
 from featcache.parameters import check_regular
+
+T = TypeVar("T")
 
 CLASS_FILE = "classes.txt"
 MAX_BYTES = 1 << 28
@@ -17,17 +19,9 @@ MAX_BYTES = 1 << 28
 def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]:
     """Read a class file: one class per line, in order, ``name`` or ``folder<TAB>display name``.
 
-    Blank lines and lines that start with ``#`` are skipped.
-
-    Parameters
-    ----------
-    unique : refuse a name that occurs twice in the first column, where labels are looked up. Display names may repeat,
-        and so may plain names where labels are integers: ImageNet has two missiles.
-
-    Raises
-    ------
-    DatasetError
-        The file cannot be read, holds no class, or names one twice.
+    Blank lines and lines that start with ``#`` are skipped. With `unique`, a name that occurs twice in the first
+    column, where labels are looked up, is refused. Display names may repeat, and so may plain names where labels are
+    integers: ImageNet has two missiles. DatasetError if the file cannot be read or holds no class.
     """
     classes: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
@@ -50,6 +44,26 @@ def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]
     return pairs
 
 
+def read_json(file: Path, remedy: str = "restore it") -> object:
+    """The content of a JSON file; DatasetError, with a remedy, if it cannot be read."""
+    try:
+        check_regular(file)
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: cannot be read as JSON ({error}); {remedy}") from error
+
+
+def json_object(file: Path, kind: type[T], remedy: str = "restore it") -> dict[str, T]:
+    """A file's JSON object, whose values all have type `kind`; DatasetError for anything else."""
+    found = read_json(file, remedy)
+    if not isinstance(found, dict) or not found:
+        raise DatasetError(f"{file}: got {found!r:.60}; expected a JSON object: {remedy}")
+    if odd := [value for value in found.values() if not isinstance(value, kind)]:
+        expected = {"str": "strings", "list": "lists"}[kind.__name__]
+        raise DatasetError(f"{file}: got {odd[0]!r:.60}; expected a JSON object of {expected}: {remedy}")
+    return found
+
+
 @cache
 def packaged_json(name: str) -> dict[str, Any]:
     """A JSON object in a file of this package."""
@@ -64,13 +78,7 @@ def listed_names(folder: Path, *, unique: bool = True) -> list[str] | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file, without line ends; only LF and CR LF end a line.
-
-    Raises
-    ------
-    DatasetError
-        The file cannot be read or is not UTF-8.
-    """
+    """Lines of a UTF-8 text file, without line ends (LF or CR LF); DatasetError for anything else."""
     try:
         check_regular(path)
         with path.open("rb") as file:  # a pipe of the shell may be endless

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.datasets.base import SampleIndex
-from featcache.datasets.files import FileDataset
+from featcache.datasets.files import files_below
 from featcache.datasets.formats.tables import FORMATS
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.encoders import Encoder, load_encoder
@@ -96,7 +96,7 @@ def predict_images(
     check_head_encoder(fitted, model)
     paths = [str(path) for path in images]
     zeros = np.zeros(len(paths), np.int64)  # labels are not used
-    dataset = FileDataset("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
+    dataset = files_below("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
     batches = batches_of(range(len(dataset.index)), batch_size)
     for batch in prepared_batches(dataset, model, batches, workers or default_workers(), default_ahead(model)):
         yield from _predicted(fitted, model, batch, paths, top)

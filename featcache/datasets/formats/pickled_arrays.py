@@ -23,11 +23,8 @@ HOMES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core
 MARK = object()
 
 
-@dataclass(frozen=True)
-class _Name:
+class _Name(str):
     """The name of a function or type that a pickle refers to."""
-
-    name: str
 
 
 @dataclass(eq=False)
@@ -52,13 +49,7 @@ class _Array:
 
 
 def read_pickled(path: Path) -> object:
-    """The value that ``numpy.save`` pickled into a file: dicts and lists of arrays, numbers and strings.
-
-    Raises
-    ------
-    DatasetError
-        It is no such file, or holds anything else.
-    """
+    """The dict or list of arrays, numbers and strings that ``numpy.save`` pickled; DatasetError for any other file."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
@@ -84,16 +75,6 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def value_of(content: bytes) -> object:
-    """Carry out the opcodes of a pickle; ValueError at one that does more than build values."""
-    machine = _Machine()
-    for operation, argument, _ in genops(io.BytesIO(content)):
-        if operation.name == "STOP":
-            return machine.stack.pop()
-        machine.step(operation.name, argument)
-    raise ValueError("a pickle without an end")
-
-
 LITERALS = {
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING"),
@@ -109,100 +90,102 @@ CONSTANTS: Mapping[str, Callable[[], object]] = {
 }
 
 
-class _Machine:
-    """The stack and the memo of a pickle."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[object, object] = {}
-
-    def step(self, name: str, argument: object) -> None:
-        """Carry out one opcode."""
-        if name in LITERALS:
-            self.stack.append(argument)
-        elif name in CONSTANTS:
-            self.stack.append(CONSTANTS[name]())
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            self.stack[-int(name[-1]) :] = [tuple(self.stack[-int(name[-1]) :])]
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name not in ("PROTO", "FRAME"):
-            handler = getattr(self, f"_{name.lower()}", None)
-            if handler is None:
+def value_of(content: bytes) -> object:
+    """Carry out the opcodes of a pickle; ValueError at one that does more than build values."""
+    stack: list[Any] = []
+    memo: dict[object, object] = {}
+    for operation, argument, _ in genops(io.BytesIO(content)):
+        match operation.name:
+            case "STOP":
+                return stack.pop()
+            case "PROTO" | "FRAME":
+                pass
+            case name if name in LITERALS:
+                stack.append(argument)
+            case name if name in CONSTANTS:
+                stack.append(CONSTANTS[name]())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                stack.append(tuple(_popped(stack, int(name[-1]))))
+            case "TUPLE":
+                stack.append(tuple(_since_mark(stack)))
+            case "SETITEM":
+                key, value = _popped(stack, 2)
+                stack[-1][key] = value
+            case "SETITEMS":
+                items = _since_mark(stack)
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "APPEND":
+                (item,) = _popped(stack, 1)
+                stack[-1].append(item)
+            case "APPENDS":
+                items = _since_mark(stack)
+                stack[-1].extend(items)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_maker(*str(argument).split(" ")))
+            case "STACK_GLOBAL":
+                stack.append(_maker(*_popped(stack, 2)))
+            case "REDUCE":
+                stack.append(_made(*_popped(stack, 2)))
+            case "BUILD":
+                (state,) = _popped(stack, 1)
+                _build(stack[-1], state)
+            case name:
                 raise ValueError(f"the operation {name}")
-            handler(argument)
+    raise ValueError("a pickle without an end")
 
-    def _since_mark(self) -> list[object]:
-        place = len(self.stack) - 1 - next(n for n, item in enumerate(reversed(self.stack)) if item is MARK)
-        items = self.stack[place + 1 :]
-        del self.stack[place:]
-        return items
 
-    def _tuple(self, _: object) -> None:
-        self.stack.append(tuple(self._since_mark()))
+def _popped(stack: list[Any], count: int) -> list[Any]:
+    items = stack[-count:]
+    del stack[-count:]
+    return items
 
-    def _setitem(self, _: object) -> None:
-        key, value = self.stack[-2:]
-        del self.stack[-2:]
-        self.stack[-1][key] = value
 
-    def _setitems(self, _: object) -> None:
-        items = self._since_mark()
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+def _since_mark(stack: list[Any]) -> list[Any]:
+    above = next(place for place, item in enumerate(reversed(stack)) if item is MARK)
+    return _popped(stack, above + 1)[1:]
 
-    def _append(self, _: object) -> None:
-        item = self.stack.pop()
-        self.stack[-1].append(item)
 
-    def _appends(self, _: object) -> None:
-        items = self._since_mark()
-        self.stack[-1].extend(items)
+def _maker(module: str, name: str) -> _Name:
+    if name not in MAKERS or module not in (HOMES if name != "encode" else {"_codecs"}):
+        raise ValueError(f"a call of {module}.{name}")
+    return _Name(name)
 
-    def _global(self, argument: str) -> None:
-        self._name(*argument.split(" "))
 
-    def _stack_global(self, _: object) -> None:
-        module, name = self.stack[-2:]
-        del self.stack[-2:]
-        self._name(module, name)
+def _made(maker: object, arguments: Any) -> object:
+    """The value of a call; arrays and dtypes are completed by `_build`."""
+    if not isinstance(maker, _Name):
+        raise ValueError("a call of a value")
+    match maker, arguments:
+        case "_reconstruct", _:
+            return _Array()
+        case "dtype", (str(code), *_):
+            return _Type(code)
+        case "encode", (str(text), "latin1"):
+            return text.encode("latin1")
+        case "scalar", (_Type() as kind, bytes(content)):
+            return np.frombuffer(content, kind.type())[0]
+        case "_frombuffer", (buffer, _Type() as kind, tuple(shape), order):
+            return _Array(_filled(bytes(buffer), kind, shape, fortran=order == "F"))
+        case _:
+            raise ValueError(f"a call of {maker}")
 
-    def _name(self, module: str, name: str) -> None:
-        if name not in MAKERS or module not in (HOMES if name != "encode" else {"_codecs"}):
-            raise ValueError(f"a call of {module}.{name}")
-        self.stack.append(_Name(name))
 
-    def _reduce(self, _: object) -> None:
-        made, arguments = self.stack[-2:]
-        del self.stack[-2:]
-        if not isinstance(made, _Name):
-            raise ValueError("a call of a value")
-        match made.name, arguments:
-            case "_reconstruct", _:
-                self.stack.append(_Array())
-            case "dtype", (str(code), *_):
-                self.stack.append(_Type(code))
-            case "encode", (str(text), "latin1"):
-                self.stack.append(text.encode("latin1"))
-            case "scalar", (_Type() as kind, bytes(content)):
-                self.stack.append(np.frombuffer(content, kind.type())[0])
-            case "_frombuffer", (buffer, _Type() as kind, tuple(shape), order):
-                self.stack.append(_Array(_filled(bytes(buffer), kind, shape, fortran=order == "F")))
-            case _:
-                raise ValueError(f"a call of {made.name}")
-
-    def _build(self, _: object) -> None:
-        state = self.stack.pop()
-        match self.stack[-1], state:
-            case _Type() as kind, (_, str(order), *_):
-                kind.order = order
-            case _Array() as array, (_, tuple(shape), _Type(), bool(fortran), bytes(content)):
-                array.value = _filled(content, state[2], shape, fortran=fortran)
-            case _Array() as array, (_, tuple(), _Type(code="O8"), _, list(items)):
-                array.value = items
-            case _:
-                raise ValueError("a state of something else than an array")
+def _build(value: object, state: object) -> None:
+    match value, state:
+        case _Type() as kind, (_, str(order), *_):
+            kind.order = order
+        case _Array() as array, (_, tuple(shape), _Type() as kind, bool(fortran), bytes(content)):
+            array.value = _filled(content, kind, shape, fortran=fortran)
+        case _Array() as array, (_, tuple(), _Type(code="O8"), _, list(items)):
+            array.value = items
+        case _:
+            raise ValueError("a state of something else than an array")
 
 
 def _filled(content: bytes, kind: _Type, shape: tuple[int, ...], *, fortran: bool) -> npt.NDArray[np.generic]:

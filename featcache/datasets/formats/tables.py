@@ -6,6 +6,7 @@ non-empty cell is written as one (``007`` is a string). A column with other cell
 is asked for; its lists then become JSON strings.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -23,25 +24,11 @@ Table: TypeAlias = dict[str, list[Cell]]
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
-class _Nested(ValueError):
-    """A cell that is neither string nor number."""
-
-
 def read_table(path: Path, nested: Collection[str] = ()) -> Table:
-    """Read a table by its extension, one of `FORMATS`.
+    """Column name -> N cells of a table, read by its extension, one of `FORMATS`.
 
-    Parameters
-    ----------
-    nested : columns whose lists are kept, as JSON strings; other columns with nested cells are left out
-
-    Returns
-    -------
-    dict of column name to list of N cells
-
-    Raises
-    ------
-    DatasetError
-        The file cannot be read as its extension says; names ``file:line`` where there are lines.
+    Lists in the columns `nested` are kept, as JSON strings; other columns with nested cells are left out. DatasetError
+    if the file cannot be read as its extension says; it names ``file:line`` where there are lines.
     """
     if path.suffix.lower() not in FORMATS:
         raise DatasetError(f"{path}: expected a table with one of the extensions {' '.join(FORMATS)}")
@@ -49,20 +36,11 @@ def read_table(path: Path, nested: Collection[str] = ()) -> Table:
 
 
 def parse_delimited(lines: Sequence[str], source: str, delimiter: str = ",") -> Table:
-    """Parse a CSV or TSV table with a header.
+    """Parse a CSV or TSV table with a header; errors name the `source`. A quoted cell may span several lines.
 
-    Parameters
-    ----------
-    lines : without line ends; a quoted cell may span several
-    source : the file's name, for errors
+    DatasetError if the header is missing or names a column twice, a row has too many or too few cells, or quotes are
+    wrong.
 
-    Raises
-    ------
-    DatasetError
-        The header is missing or names a column twice, a row has too many or too few cells, or quotes are wrong.
-
-    Examples
-    --------
     >>> parse_delimited(["file,year", "'a.jpg',2016", "b.jpg,"], "t.csv")
     {'file': ["'a.jpg'", 'b.jpg'], 'year': [2016, None]}
     """
@@ -101,15 +79,8 @@ def _typed(cells: list[str]) -> list[Cell]:
 
 
 def parse_json_lines(lines: Sequence[str], source: str, nested: Collection[str] = ()) -> Table:
-    """Parse JSON lines, one object per line; a missing key is an empty cell.
+    """Parse JSON lines; a missing key is an empty cell. DatasetError if a line is no object, or has a key twice.
 
-    Raises
-    ------
-    DatasetError
-        A line is not a JSON object, or has a key twice.
-
-    Examples
-    --------
     >>> parse_json_lines(['{"file": "a.jpg", "year": 2016}', '{"file": "b.jpg"}'], "t.jsonl")
     {'file': ['a.jpg', 'b.jpg'], 'year': [2016, None]}
     """
@@ -148,27 +119,26 @@ def _plain(columns: dict[str, list[object]], source: str, nested: Collection[str
     table: Table = {}
     for name, cells in columns.items():
         kept = (json.dumps(cell) if name in nested and isinstance(cell, list) else cell for cell in cells)
-        try:
+        with contextlib.suppress(TypeError):  # a nested cell
             table[name] = [_cell(cell) for cell in kept]
-        except _Nested:
-            continue
     if not table:
         raise DatasetError(f"{source}: no column of texts or numbers; expected at least a path and a label")
     return table
 
 
 def _cell(value: object) -> Cell:
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool | int):
-        return int(value)
-    if isinstance(value, float):
-        if math.isnan(value):
+    """A cell of a table; TypeError if it is neither string nor number."""
+    match value:
+        case None | "":
             return None
-        return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
-    if isinstance(value, str):
-        return value
-    raise _Nested
+        case bool() | int():
+            return int(value)
+        case float():
+            whole = value.is_integer() and abs(value) < 2**53
+            return None if math.isnan(value) else int(value) if whole else repr(value)
+        case str():
+            return value
+    raise TypeError
 
 
 def metadata_column(cells: Sequence[object]) -> list[Any]:
@@ -193,10 +163,8 @@ def _read_parquet(path: Path, nested: Collection[str] = ()) -> Table:
         raise DatasetError(f"{path}: cannot be read as Parquet ({error}); check the path and the file") from error
     if len(set(table.column_names)) != len(table.column_names):
         raise DatasetError(f"{path}: a column name occurs twice; name each column once")
-    texts = {
-        name: table[name].to_pylist() if name in lists else _as_python(pa, table[name]) for name in [*flat, *lists]
-    }
-    return _plain(texts, str(path), nested)
+    columns = {name: _as_python(pa, table[name]) for name in flat} | {name: table[name].to_pylist() for name in lists}
+    return _plain(columns, str(path), nested)
 
 
 def _as_python(pa: Any, column: Any) -> list[object]:

@@ -7,21 +7,25 @@ tarfile takes for the end.
 
 import glob
 import io
+import math
 import os
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import IO
 
-from featcache.datasets.files import PLACEHOLDER, WHOLE, local_path
+from featcache.datasets.files import local_path
+from featcache.datasets.options import PLACEHOLDER, WHOLE
 from featcache.datasets.remote import is_remote, open_remote, read_range, read_remote, stat_remote
 from featcache.errors import DatasetError
 from featcache.parameters import check_regular
+from featcache.progress import first_few
 
 BLOCK = 512
-NUMBER = re.compile(r"(?:[-_.]?[0-9]+(?:-of-[0-9]+)?)?")
+NUMBER = r"(?:[-_.]?[0-9]+(?:-of-[0-9]+)?)?"
 """Suffix of a shard's name after the split: ``train-000000``, ``train_3``, ``train-0-of-8``, ``train``."""
 SMALL = 1 << 20
 
@@ -37,17 +41,10 @@ class Member:
 
 
 def tar_members(place: str, read: frozenset[str] = frozenset()) -> Iterator[Member]:
-    """Yield the regular files of a tar file, in its order.
+    """Yield the regular files of a tar file at a local path or an address, in its order.
 
-    Parameters
-    ----------
-    place : a local path or an address
-    read : lower-case extensions of members whose content is read along (labels, captions)
-
-    Raises
-    ------
-    DatasetError
-        The file is not an uncompressed tar file, is damaged, or holds a name that is refused.
+    Contents of members with an extension in `read`, in lower case, are read along (labels, captions). DatasetError if
+    it is not an uncompressed tar file, is damaged, or holds a name that is refused.
     """
     try:
         with open_remote(place) if is_remote(place) else open_whole(place) as file:
@@ -84,10 +81,8 @@ def _members(file: IO[bytes], place: str, read: frozenset[str]) -> Iterator[Memb
             if entry.isdir():
                 continue
             _check(entry, place)
-            content = None
-            if entry.name.rpartition(".")[2].lower() in read:
-                content = _small(file, entry, place)
-            yield Member(entry.name, entry.offset_data, entry.size, content)
+            is_read = entry.name.rpartition(".")[2].lower() in read
+            yield Member(entry.name, entry.offset_data, entry.size, _small(file, entry, place) if is_read else None)
         file.seek(archive.offset)
         end = file.read(BLOCK)
         if any(end) or len(end) < BLOCK:
@@ -133,31 +128,18 @@ MAX_SHARDS = 1_000_000
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand ``{000..127}`` and ``{a,b}`` as shells do; numbers keep their leading zeros.
+    """Expand ``{000..127}`` and ``{a,b}`` as shells do; DatasetError for an unmatched brace or over a million shards.
 
-    Raises
-    ------
-    DatasetError
-        A brace is unmatched, or there are more than a million shards.
-
-    Examples
-    --------
     >>> expand_braces("{a,b}-{08..10}.tar")
     ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
     """
-    found = BRACE.search(pattern)
-    if not found:
-        if "{" in pattern or "}" in pattern:
-            raise DatasetError(f"{pattern}: an unmatched brace; expected {{000..127}} or {{a,b}}")
-        return [pattern]
-    rest = expand_braces(pattern[found.end() :])
-    middle = _alternatives(found[1], pattern)
-    if len(rest) * len(middle) > MAX_SHARDS:
+    parts = BRACE.split(pattern)
+    if any("{" in part or "}" in part for part in parts[::2]):
+        raise DatasetError(f"{pattern}: an unmatched brace, or braces within braces; expected {{000..127}} or {{a,b}}")
+    choices = [_alternatives(inner, pattern) for inner in parts[1::2]]
+    if math.prod(map(len, choices)) > MAX_SHARDS:
         raise DatasetError(f"{pattern}: more than {MAX_SHARDS:,} shards; correct the range")
-    head = pattern[: found.start()]
-    if "{" in head or "}" in head:
-        raise DatasetError(f"{pattern}: braces within braces; expected {{000..127}} or {{a,b}}")
-    return [head + part + tail for part in middle for tail in rest]
+    return ["{}".join(parts[::2]).format(*chosen) for chosen in product(*choices)]
 
 
 def _alternatives(inner: str, pattern: str) -> list[str]:
@@ -176,11 +158,9 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
 def expand_shards(pattern: str, split: str) -> list[str]:
     """The shards of a split, in order; DatasetError if there are none.
 
-    Parameters
-    ----------
-    pattern : file names with ``{split}``, ``{000..127}``, ``{a,b}`` and, locally, ``*``; or a folder with shards
-        ``SPLIT/*.tar`` or ``SPLIT-000000.tar`` (for ``all``: ``*.tar``); or an address with shards ``SPLIT/0.tar`` and
-        so on, as many as ``SPLIT/nshards.txt`` says
+    The pattern is of file names with ``{split}``, ``{000..127}``, ``{a,b}`` and, locally, ``*``; or a folder with
+    ``SPLIT/*.tar`` or ``SPLIT-000000.tar`` (for ``all``: ``*.tar``); or an address with ``SPLIT/0.tar`` and so on, as
+    many as ``SPLIT/nshards.txt`` says.
     """
     if not pattern:
         raise DatasetError("webdataset: expected a folder or a pattern of tar files after the colon")
@@ -189,18 +169,12 @@ def expand_shards(pattern: str, split: str) -> list[str]:
         return [shard for place in places for shard in _remote(place.rstrip("/"), split)]
     shards = [shard for place in places for shard in _local(str(local_path("webdataset", place)), split)]
     if not shards:
-        raise DatasetError(
-            f"webdataset:{pattern}: no tar file for split {split!r}; looked for {_looked(places[0], split)}"
-        )
+        looked = place = places[0]
+        if os.path.isdir(place):
+            looked += "/*.tar" if split == WHOLE else f"/{split}/*.tar and {place}/{split}-000000.tar"
+            looked += f", found {first_few(sorted(os.listdir(place))) or 'nothing'}"
+        raise DatasetError(f"webdataset:{pattern}: no tar file for split {split!r}; looked for {looked}")
     return shards
-
-
-def _looked(place: str, split: str) -> str:
-    if not os.path.isdir(place):
-        return place
-    there = ", ".join(sorted(file.name for file in Path(place).iterdir())[:5]) or "nothing"
-    what = f"{place}/*.tar" if split == WHOLE else f"{place}/{split}/*.tar and {place}/{split}-000000.tar"
-    return f"{what}, found {there}"
 
 
 def _remote(place: str, split: str) -> list[str]:
@@ -218,12 +192,11 @@ def _remote(place: str, split: str) -> list[str]:
 
 def _local(place: str, split: str) -> list[str]:
     if os.path.isdir(place):
-        if split == WHOLE:
-            return sorted(map(str, Path(place).glob("*.tar")), key=_natural)
-        below = list((Path(place) / split).glob("*.tar"))
-        beside = [file for file in Path(place).glob("*.tar") if NUMBER.fullmatch(file.stem.removeprefix(split))]
-        named = [file for file in beside if file.name.startswith(split)]
-        return sorted(map(str, below or named), key=_natural)
+        found = list(Path(place).glob("*.tar"))
+        if split != WHOLE:
+            named = re.compile(re.escape(split) + NUMBER)
+            found = [*(Path(place) / split).glob("*.tar")] or [file for file in found if named.fullmatch(file.stem)]
+        return sorted(map(str, found), key=_natural)
     if os.path.isfile(place):
         return [place]
     if not glob.has_magic(place):

@@ -10,8 +10,8 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -21,16 +21,14 @@ HEAD, TAIL = 12, 4
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
-@dataclass(frozen=True)
-class Feature:
+class Feature(NamedTuple):
     """A feature's values: whole numbers, or the positions of its byte strings in the record."""
 
-    numbers: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    numbers: list[int]
+    spans: list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """Position of a record's bytes in its file."""
 
     offset: int
@@ -40,8 +38,6 @@ class Record:
 def masked_crc(content: bytes) -> int:
     """The masked CRC-32C of some bytes.
 
-    Examples
-    --------
     >>> hex(masked_crc(b"123456789"))  # the CRC-32C itself is 0xe3069283
     '0xc78ab0e5'
     """
@@ -52,10 +48,7 @@ def masked_crc(content: bytes) -> int:
 def scan_records(path: Path) -> Iterator[tuple[Record, memoryview]]:
     """Yield every record of a file, memory-mapped: only the bytes that are used are read.
 
-    Raises
-    ------
-    DatasetError
-        It is not a TFRecord file, or ends within a record.
+    DatasetError if it is not a TFRecord file, or ends within a record.
     """
     size = path.stat().st_size
     if not size:
@@ -82,23 +75,18 @@ def read_record(path: str, record: Record) -> bytes:
 
 
 def parse_example(content: memoryview) -> dict[str, Feature]:
-    """The features of a tf.train.Example by name; floats are left out.
-
-    Raises
-    ------
-    ValueError
-        It is not such a protocol buffer.
-    """
+    """The features of a tf.train.Example by name, floats left out; ValueError for another protocol buffer."""
     features: dict[str, Feature] = {}
     for entry in _fields(content, 0, len(content), 1):
         for pair in _fields(content, *entry, 1):
-            key, value = _one(content, pair, 1), _one(content, pair, 2)
+            parts = {number: span for number, kind, span in _walk(content, *pair) if kind == LENGTH}  # the last counts
+            key, value = parts.get(1, (0, 0)), parts.get(2, (0, 0))
             features[bytes(content[slice(*key)]).decode()] = _feature(content, value)
     return features
 
 
 def _feature(content: memoryview, span: tuple[int, int]) -> Feature:
-    feature = Feature()
+    feature = Feature([], [])
     for number, kind, value in _walk(content, *span):
         if kind == LENGTH and number == 1:
             feature.spans.extend(_fields(content, *value, 1))
@@ -108,23 +96,14 @@ def _feature(content: memoryview, span: tuple[int, int]) -> Feature:
 
 
 def _integers(content: memoryview, start: int, stop: int) -> Iterator[int]:
-    for number, kind, value in _walk(content, start, stop):
+    for number, kind, (found, end) in _walk(content, start, stop):
         if number == 1 and kind == VARINT:
-            yield _signed(value[0])
+            yield found - (found >> 63 << 64)  # as a signed number
         elif number == 1 and kind == LENGTH:  # packed: one varint after another
-            at = value[0]
-            while at < value[1]:
-                found, at = _varint(content, at, value[1])
-                yield _signed(found)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _one(content: memoryview, span: tuple[int, int], wanted: int) -> tuple[int, int]:
-    """The last field with that number, which is the one that counts; empty if there is none."""
-    return next(reversed(list(_fields(content, *span, wanted))), (0, 0))
+            at = found
+            while at < end:
+                value, at = _varint(content, at, end)
+                yield value - (value >> 63 << 64)
 
 
 def _fields(content: memoryview, start: int, stop: int, wanted: int) -> Iterator[tuple[int, int]]:

@@ -21,29 +21,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Picture, SampleIndex, labelling
+from featcache.datasets.base import Opened, Picture, SampleIndex
 from featcache.datasets.content import FileContent
-from featcache.datasets.files import (
-    check_name,
-    check_split,
-    default_name,
-    local_path,
-    size_and_stamp,
-    warn_empty_classes,
-)
-from featcache.datasets.labels import MAX_CLASSES, check_labels_option
-from featcache.datasets.options import split_options
+from featcache.datasets.files import file_index, local_path, size_and_stamp
+from featcache.datasets.labels import MAX_CLASSES
+from featcache.datasets.options import default_name, split_options
 from featcache.errors import DatasetError, ImageReadError
 from featcache.parameters import check_regular
 from featcache.prompts.text_files import listed_names
+from featcache.store.layout import Array
 
-Array = npt.NDArray[Any]
 PREPARED = ("central-crop",)
 """Preparations of `featcache.encoders.preparation` that published arrays have gone through."""
 SAMPLED = 64
@@ -53,7 +45,7 @@ OVERSHOOT = 128.0
 
 
 @dataclass(frozen=True)
-class ArrayDataset:
+class ArrayDataset(Opened):
     """A data set whose samples are rows of one array.
 
     Parameters
@@ -62,9 +54,6 @@ class ArrayDataset:
     prepared : preparation that the images went through before they were saved
     """
 
-    name: str
-    split: str
-    index: SampleIndex
     images: Array
     prepared: str | None = None
 
@@ -91,17 +80,8 @@ class ArrayDataset:
 
 
 def open_arrays(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
-    """Open one split of a folder of numpy files, ``DIR`` or ``DIR,prepared=PREPARATION``.
+    """Open one split of a folder of numpy files; the default name is that of the folder.
 
-    See `open_dataset`; the default name is that of the folder.
-
-    Raises
-    ------
-    DatasetError
-        A file is missing or has a wrong type, shape or range, or a label has no class.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/test_images.npy", np.full((2, 4, 4, 3), 200, np.uint8))
@@ -110,21 +90,18 @@ def open_arrays(argument: str, split: str, *, labels: str = "names", name: str |
     >>> data.index.ids, data.index.classnames, data.decode(data.read(0), 0).shape
     (['test/0000000', 'test/0000001'], ('0', '1'), (4, 4, 3))
     """
-    check_labels_option(labels)
     folder, options = split_options("arrays", argument, ("prepared",))
     prepared = options.get("prepared")
     base = local_path("arrays", folder)
-    path = base / f"{check_split(split)}_images.npy"
-    size, stamp = size_and_stamp(path)
+    path = base / f"{split}_images.npy"
+    facts = size_and_stamp(path)
     images = load_array(path)
     _check_images(images, path)
     if prepared is not None:
         _check_prepared(images, path, prepared)
     targets = _labels(base / f"{split}_labels.npy", len(images))
-    names = _classnames(base, targets)
-    index = array_index(path, (size, stamp), images, targets, names, prefix=split, prepared=prepared)
-    warn_empty_classes(index, f"arrays:{folder} split {split}")
-    return ArrayDataset(check_name(name or default_name(base.name)), split, index, images, prepared)
+    index = array_index(path, facts, images, targets, _classnames(base, targets), prefix=split, prepared=prepared)
+    return ArrayDataset(name or default_name(base.name), split, index, images, prepared)
 
 
 def array_index(
@@ -141,24 +118,16 @@ def array_index(
 
     Parameters
     ----------
-    path : file of the array
     facts : size in bytes and mtime in ns of the file, before it was opened
-    images : (N, ...) array
     targets : (N,) class indices, or (N, C) multi-label targets
-    classnames : C names
     prefix : start of the ids, before the row
     prepared : as in `ArrayDataset`
     """
     size, stamp = facts
-    row_bytes = images.itemsize * int(np.prod(images.shape[1:]))
-    return SampleIndex(
-        [f"{prefix}/{row:07d}" for row in range(len(images))],
-        np.full(len(images), row_bytes, np.int64),
-        np.full(len(images), stamp, np.int64),
-        classnames=tuple(classnames),
-        content=FileContent(path, _decoding(images, prepared), lambda: _hashes(images), size=size, stamp=stamp),
-        **labelling(targets),
-    )
+    ids = [f"{prefix}/{row:07d}" for row in range(len(images))]
+    files = np.tile([images.itemsize * int(np.prod(images.shape[1:])), stamp], (len(images), 1))
+    content = FileContent(path, _decoding(images, prepared), lambda: _hashes(images), size=size, stamp=stamp)
+    return file_index(ids, files, targets, classnames, content=content)
 
 
 def _decoding(images: Array, prepared: str | None) -> str:
@@ -167,7 +136,6 @@ def _decoding(images: Array, prepared: str | None) -> str:
 
 
 def _hashes(images: Array) -> bytes:
-    """The xxh3-128 of the bytes of every row, 16 bytes each."""
     return b"".join(xxhash.xxh3_128_digest(np.ascontiguousarray(row).data) for row in images)
 
 
@@ -237,11 +205,9 @@ def _labels(path: Path, samples: int) -> npt.NDArray[np.integer]:
 def _classnames(base: Path, labels: npt.NDArray[np.integer]) -> tuple[str, ...]:
     if names := listed_names(base, unique=False):
         return tuple(names)
-    if labels.ndim == 2:
-        return tuple(str(c) for c in range(labels.shape[1]))
-    largest = max(int(labels.max()), 0)
-    if largest >= MAX_CLASSES:
+    count = labels.shape[1] if labels.ndim == 2 else max(int(labels.max()), 0) + 1
+    if count > MAX_CLASSES:
         raise DatasetError(
-            f"{base}: largest label {largest:,}; expected classes 0 to C-1: check the labels, or write classes.txt"
+            f"{base}: largest label {count - 1:,}; expected classes 0 to C-1: check the labels, or write classes.txt"
         )
-    return tuple(str(c) for c in range(largest + 1))
+    return tuple(map(str, range(count)))

@@ -22,38 +22,32 @@ number it, by the letters and digits of the lower-cased name. Names keep their `
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from featcache.datasets.files import (
-    WHOLE,
-    FileDataset,
-    check_name,
-    check_split,
-    default_name,
-    file_index,
-    local_path,
-    refuse_int_labels,
-    size_and_stamp,
-)
-from featcache.datasets.options import split_list, split_options
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, size_and_stamp
+from featcache.datasets.options import WHOLE, default_name, split_list, split_options
 from featcache.datasets.sources.image_folder import class_folder_index, class_folders
-from featcache.datasets.sources.list_file import ListRow, check_found, parse_list
+from featcache.datasets.sources.list_file import check_found, parse_list
 from featcache.errors import DatasetError
+from featcache.progress import first_few
 from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
 
-@dataclass(frozen=True)
-class Collection:
-    """Facts about a collection."""
+class Collection(NamedTuple):
+    """Facts about a collection.
+
+    Attributes
+    ----------
+    classes : number of classes; 0 for any
+    sort_alphanumeric : classes are sorted by the letters and digits of the lower-cased name, as in DomainNet's lists
+    partial : domains may be missing
+    """
 
     domains: tuple[str, ...] = ()
     classes: int = 0
-    """Number of classes; 0 for any."""
     sort_alphanumeric: bool = False
-    """Classes are sorted by the letters and digits of the lower-cased name, as in DomainNet's lists."""
     partial: bool = False
-    """Domains may be missing."""
 
 
 COLLECTIONS = {
@@ -70,18 +64,11 @@ COLLECTIONS = {
 }
 
 
-def open_collection(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> list[FileDataset]:
-    """Open one split of every domain.
+def open_collection(argument: str, split: str, *, name: str | None = None) -> list[ImageFiles]:
+    """Open one split of every domain, in the order of `COLLECTIONS` or of ``domain=``.
 
-    See `open_dataset`. The data sets are named ``NAME-DOMAIN`` (``FOLDER-DOMAIN`` for ``domains``), in the order of
-    `COLLECTIONS` or of ``domain=``, and have the same class names.
-
-    Raises
-    ------
-    DatasetError
-        A domain, split or class is missing.
+    The data sets are named ``NAME-DOMAIN`` (``FOLDER-DOMAIN`` for ``domains``), and have the same class names.
     """
-    refuse_int_labels("collection:NAME:ROOT", labels)
     kind, colon, rest = argument.partition(":")
     kind = {_plain(known): known for known in COLLECTIONS}.get(_plain(kind), kind)
     if kind not in COLLECTIONS or not colon:
@@ -94,12 +81,12 @@ def open_collection(argument: str, split: str, *, labels: str = "names", name: s
     classes = _classes(base, kind, folders)
     prefix = name or (default_name(base.name) if kind == "domains" else kind)
     wanted = _wanted(kind, folders, split_list(options.get("domain", "")), base)
-    return [_open(folders[domain], check_split(split), classes, f"{prefix}-{domain}") for domain in wanted]
+    return [_open(folders[domain], split, classes, f"{prefix}-{domain}") for domain in wanted]
 
 
-def open_domain(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+def open_domain(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
     """Open one split of the domain that ``domain=`` selects; DatasetError if there are several."""
-    datasets = open_collection(argument, split, labels=labels, name=name)
+    datasets = open_collection(argument, split, name=name)
     if len(datasets) > 1:
         raise DatasetError(
             f"collection:{argument}: holds {len(datasets)} domains ({', '.join(d.name for d in datasets)}); expected "
@@ -152,38 +139,41 @@ def _classes(base: Path, kind: str, folders: dict[str, Path]) -> list[tuple[str,
     collection = COLLECTIONS[kind]
     names = {name for folder in folders.values() for name in class_folders(_content(folder))}
     if collection.classes and len(names) != collection.classes:
-        shown = ", ".join(sorted(names)[:5])
         raise DatasetError(
-            f"{base}: the domains have {len(names)} class folders ({shown}, ...), {kind} has {collection.classes} "
-            "classes: check the path; for a part of it write classes.txt there, or take collection:domains:ROOT"
+            f"{base}: the domains have {len(names)} class folders ({first_few(sorted(names))}), {kind} has "
+            f"{collection.classes} classes: check the path; for a part of it write classes.txt there, or take "
+            "collection:domains:ROOT"
         )
     ordered = sorted(names, key=lambda name: (_plain(name), name)) if collection.sort_alphanumeric else sorted(names)
     return [(name, name) for name in ordered]
 
 
-def _open(folder: Path, split: str, classes: list[tuple[str, str]], name: str) -> FileDataset:
+def _open(folder: Path, split: str, classes: list[tuple[str, str]], name: str) -> ImageFiles:
     label = {known: number for number, (known, _) in enumerate(classes)}
     displays = [display for _, display in classes]
     listed = folder.parent / f"{folder.name}_{split}.txt"
-    name = check_name(default_name(name))
+    name = default_name(name)
     if split != WHOLE and listed.is_file():
         return _open_list(listed, split, label, displays, name)
     inner = folder if split == WHOLE else folder / split
     root = _content(inner) if inner.is_dir() else inner
     if not root.is_dir():
         raise DatasetError(f"{folder}: no split {split!r}: looked for {listed} and {root}/<class>; pass 'all'?")
-    unknown = sorted(set(class_folders(root)) - set(label))
+    found = class_folders(root)
+    unknown = sorted(set(found) - set(label))
     if unknown:
-        raise DatasetError(f"{root}: folders {', '.join(unknown[:5])} are not classes of the collection; remove them")
+        raise DatasetError(f"{root}: folders {first_few(unknown)} are not classes of the collection; remove them")
     prefix = f"{root.relative_to(folder.parent).as_posix()}/"
-    return FileDataset(name, split, class_folder_index(root, label, displays, name, prefix=prefix), folder.parent)
+    return files_below(name, split, class_folder_index(root, label, displays, found, prefix), folder.parent)
 
 
-def _open_list(file: Path, split: str, label: dict[str, int], displays: list[str], name: str) -> FileDataset:
+def _open_list(file: Path, split: str, label: dict[str, int], displays: list[str], name: str) -> ImageFiles:
     rows = parse_list(read_lines(file), str(file))
     labels, numbers = [], dict[str, str]()
     for row in rows:
-        folder = _class_of(row, file)
+        if "/" not in row.path:
+            raise DatasetError(f"{file}:{row.line}: got {row.path!r}; expected <domain>/<class>/<image>")
+        folder = row.path.split("/")[-2]
         if folder not in label:
             raise DatasetError(f"{file}:{row.line}: class {folder!r} has no folder in any domain; add it or the line")
         if numbers.setdefault(row.label, folder) != folder:
@@ -196,12 +186,4 @@ def _open_list(file: Path, split: str, label: dict[str, int], displays: list[str
         raise DatasetError(f"{file}: a class has more than one number; restore the published list")
     files = [size_and_stamp(file.parent / row.path) for row in rows]
     check_found(rows, files, file, file.parent)
-    index = file_index([row.path for row in rows], files, labels, displays, str(file))
-    return FileDataset(name, split, index, file.parent)
-
-
-def _class_of(row: ListRow, file: Path) -> str:
-    parts = row.path.split("/")
-    if len(parts) < 2:
-        raise DatasetError(f"{file}:{row.line}: got {row.path!r}; expected <domain>/<class>/<image>")
-    return parts[-2]
+    return files_below(name, split, file_index([row.path for row in rows], files, labels, displays), file.parent)

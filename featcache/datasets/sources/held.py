@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Dataset, SampleIndex, labelling
+from featcache.datasets.base import Dataset, check_name, warn_empty_classes
 from featcache.datasets.content import Content
-from featcache.datasets.files import FileDataset, check_name, check_split, default_name, file_index, size_and_stamp
+from featcache.datasets.files import ImageFiles, file_index, files_below, size_and_stamp
 from featcache.datasets.labels import by_number, classes_of
+from featcache.datasets.options import check_split, default_name
 from featcache.datasets.pictures import DECODING, PictureDataset, is_tensor, to_content
+from featcache.datasets.sources.torchvision import files_of, listed_classes
 from featcache.datasets.targets import targets_of_names
 from featcache.errors import DatasetError, ImageReadError
 
@@ -32,9 +34,7 @@ EXPECTED = (
     "data set of (image, label), or a Hugging Face data set"
 )
 THREADS = 4
-COLUMNS: Sequence[str] = ("image", "label", "id", "metadata")
-
-
+COLUMNS = ("image", "label", "id", "metadata")
 HUGGING_FACE = ("datasets.arrow_dataset", "datasets.iterable_dataset")
 """Modules that define Hugging Face data sets, in full: users have modules named `datasets` too."""
 
@@ -74,24 +74,34 @@ def as_dataset(
         data, split = _of_split(data, split)
     if is_dataset(data):
         return data
+    if name:
+        check_name(name)  # before the images are read
     columns = {key: options.pop(key) for key in COLUMNS if key in options}
     if any(part.__module__ in HUGGING_FACE for part in type(data).__mro__):
         from featcache.datasets.sources.huggingface import live_huggingface
 
         _no_labels(labels, "a Hugging Face data set has a column of labels; name it with label=")
-        return live_huggingface(data, split, columns, name)
-    if columns:
+        found: Dataset = live_huggingface(data, split, columns, name)
+    elif columns:
         raise DatasetError(
             f"{', '.join(columns)}: for Hugging Face data sets, not for {type(data).__name__}; leave out"
         )
-    split, classnames = check_split(split or "train"), options.get("classnames")
+    else:
+        found = _of_rows(data, labels, check_split(split or "train"), name, options.get("classnames"))
+    if isinstance(found, ImageFiles):
+        warn_empty_classes(found.index, found.name)
+    return found
+
+
+def _of_rows(data: Held, labels: object, split: str, name: str | None, classnames: Sequence[str] | None) -> Dataset:
+    """A list, an array or a torch data set."""
     if isinstance(data, list | tuple | np.ndarray) or is_tensor(data):
-        return _of_list(data, labels, split, check_name(name or "pictures"), classnames)
+        return _of_list(data, labels, split, name or "pictures", classnames)
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         stream = " A stream has no rows to come back to: make a list of it." if hasattr(data, "__iter__") else ""
         raise DatasetError(f"data is {type(data).__name__}; {EXPECTED}.{stream}")
     _no_labels(labels, "a torch data set returns pairs of image and label")
-    return _of_torch(data, split, check_name(name or default_name(type(data).__name__.lower())), classnames)
+    return _of_torch(data, split, name or default_name(type(data).__name__.lower()), classnames)
 
 
 def is_dataset(data: Held) -> TypeGuard[Dataset]:
@@ -113,9 +123,7 @@ def _no_labels(labels: object, why: str) -> None:
         raise DatasetError(f"labels= is for lists of pictures: {why}; leave labels out")
 
 
-def _of_list(
-    data: Held, labels: object, split: str, name: str, classnames: Sequence[str] | None
-) -> PictureDataset | FileDataset:
+def _of_list(data: Held, labels: object, split: str, name: str, classnames: Sequence[str] | None) -> Dataset:
     """A list of pictures or paths with labels, or of pairs."""
     if _is_pair(data) and isinstance(labels, str):
         data, labels = data
@@ -132,11 +140,13 @@ def _of_list(
     values = list(labels)  # type: ignore[call-overload]
     if len(values) != len(pictures):
         raise DatasetError(f"{len(values):,} labels for {len(pictures):,} pictures; expected one for each")
-    if all(isinstance(item, str | PathLike) for item in pictures):
-        return _of_paths(
-            [Path(str(item)).expanduser().absolute() for item in pictures], values, split, name, classnames
-        )
-    return _indexed(name, split, lambda row: (pictures[row], values[row]), len(pictures), classnames)
+    if not all(isinstance(item, str | PathLike) for item in pictures):
+        return _indexed(name, split, lambda row: (pictures[row], values[row]), len(pictures), classnames)
+    files = [Path(str(item)).expanduser().absolute() for item in pictures]
+    root = Path(path.commonpath([file.parent for file in files]))
+    ids = [file.relative_to(root).as_posix() for file in files]
+    targets, classes = _classes(values, ids, classnames)
+    return files_below(name, split, file_index(ids, list(map(size_and_stamp, files)), targets, classes), root)
 
 
 def _is_pair(data: Held) -> bool:
@@ -156,60 +166,32 @@ def _is_pair(data: Held) -> bool:
     return isinstance(first, int | list | set) or getattr(first, "ndim", 2) < 2
 
 
-def _of_paths(
-    files: Sequence[Path], labels: Sequence[object], split: str, name: str, classnames: Sequence[str] | None
-) -> FileDataset:
-    root = Path(path.commonpath([file.parent for file in files]))
-    ids = [file.relative_to(root).as_posix() for file in files]
-    targets, classes = _classes(labels, ids, classnames)
-    index = file_index(ids, [size_and_stamp(file) for file in files], targets, classes, name)
-    return FileDataset(name, split, index, root)
-
-
 def _of_torch(data: Held, split: str, name: str, classnames: Sequence[str] | None) -> Dataset:
     """A map-style torch data set; torchvision's data sets of image files are read as files."""
-    listed = classnames or _listed_classes(data)
     is_plain = any(part.__module__.startswith("torchvision.datasets") for part in type(data).__mro__) and not any(
         getattr(data, member, None) for member in ("transform", "target_transform", "transforms")
     )
     if is_plain and classnames is None and isinstance(getattr(data, "root", None), str | PathLike):
-        from featcache.datasets.sources.torchvision import files_of
-
         found = files_of(data, Path(data.root).expanduser().absolute(), split, name)
         if found is not None:
             return found
+    whole = data
+    while whole is not None and not classnames:  # the class names may be those of the data set that this is a part of
+        classnames, whole = listed_classes(whole), getattr(whole, "dataset", None)
     lock = Lock()
 
     def sample(row: int) -> tuple[object, object]:
         with lock:  # a data set may share a file handle or a random generator, as DataLoader's workers never do
             item = data[row]
-        return _pair(item, row)
+        if not isinstance(item, tuple | list) or len(item) < 2:
+            raise DatasetError(f"sample {row} is {type(item).__name__}; expected (image, label)")
+        return item[0], item[1]
 
-    return _indexed(name, split, sample, len(data), listed)
-
-
-def _pair(item: object, row: int) -> tuple[object, object]:
-    if not isinstance(item, tuple | list) or len(item) < 2:
-        raise DatasetError(f"sample {row} is {type(item).__name__}; expected (image, label)")
-    return item[0], item[1]
-
-
-def _listed_classes(data: Held) -> Sequence[str] | None:
-    """The class names of a data set, or of the one that it is a subset of."""
-    while data is not None:
-        names = getattr(data, "classes", None)
-        if names:
-            return [one if isinstance(one, str) else ", ".join(map(str, one)) for one in names]
-        data = getattr(data, "dataset", None)
-    return None
+    return _indexed(name, split, sample, len(data), classnames or None)
 
 
 def _indexed(
-    name: str,
-    split: str,
-    sample: Callable[[int], tuple[object, object]],
-    rows: int,
-    classnames: Sequence[str] | None,
+    name: str, split: str, sample: Callable[[int], tuple[object, object]], rows: int, classnames: Sequence[str] | None
 ) -> PictureDataset:
     """The data set, after reading every picture and label once, for sizes, hashes and classes."""
 
@@ -225,19 +207,13 @@ def _indexed(
         looked = list(pool.map(look, range(rows)))
     ids = [f"{split}/{row:07d}" for row in range(rows)]
     targets, classes = _classes([value for *_, value in looked], ids, classnames)
-    index = SampleIndex(
-        ids,
-        np.array([size for size, *_ in looked], np.int64),
-        np.zeros(rows, np.int64),
-        classnames=tuple(classes),
-        **labelling(targets),
-        content=Content(
-            f"{name}/{split}",
-            DECODING,
-            lambda: b"".join(digest for _, digest, _ in looked),
-            "expected the same picture each time that a sample is asked for: leave its random transforms out",
-        ),
+    content = Content(
+        f"{name}/{split}",
+        DECODING,
+        lambda: b"".join(digest for _, digest, _ in looked),
+        "expected the same picture each time that a sample is asked for: leave its random transforms out",
     )
+    index = file_index(ids, [(size, 0) for size, *_ in looked], targets, classes, content=content)
     return PictureDataset(name, split, index, lambda row: sample(row)[0])
 
 
@@ -264,9 +240,5 @@ def _classes(
         raise DatasetError(
             f"sample {ids[odd]} has the label {plain[odd]!r:.60}; expected a class index, or names for all"
         )
-    return by_number(
-        [int(str(value)) for value in plain],
-        lambda row: ids[row],
-        classnames,
-        "correct it, or name more classes with classnames=",
-    )
+    remedy = "correct it, or name more classes with classnames="
+    return by_number([int(str(value)) for value in plain], lambda row: ids[row], classnames, remedy)

@@ -23,9 +23,9 @@ classes.
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,44 +36,24 @@ import xxhash
 from featcache.datasets.base import IMAGE_FILE, SampleIndex
 from featcache.datasets.classes import listed_beside
 from featcache.datasets.content import Content
-from featcache.datasets.files import (
-    ImageFiles,
-    check_name,
-    check_split,
-    default_name,
-    file_index,
-    name_of_file,
-    read_regular,
-    size_and_stamp,
-)
+from featcache.datasets.files import ImageFiles, file_index, read_regular, size_and_stamp
 from featcache.datasets.formats.tables import metadata_column
 from featcache.datasets.hub import offline_where_unreachable
 from featcache.datasets.labels import classes_of
-from featcache.datasets.options import split_list, split_options
-from featcache.errors import DatasetError, MissingExtraError
+from featcache.datasets.options import check_split, default_name, name_of_file, split_list, split_options
+from featcache.errors import DatasetError, needs
 
 OPTIONS = ("image", "label", "id", "metadata", "config", "streaming")
 BATCH = 1000
+FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+"""Ending of a data file -> the library's name of its format."""
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HubData: TypeAlias = Any
 """A `datasets.Dataset` or `IterableDataset`, and their features: the library ships no types."""
 
 Item = dict[str, Any]
+"""An image as the library stores it, ``{"bytes": ..., "path": ...}``."""
 Cells = dict[str, list[object]]
-
-
-@dataclass(frozen=True)
-class HuggingFaceDataset(ImageFiles):
-    """A Hugging Face data set; ``item(row)`` returns ``{"bytes": ..., "path": ...}`` of an image."""
-
-    name: str
-    split: str
-    index: SampleIndex
-    item: Callable[[int], Item]
-
-    def read(self, row: int) -> bytes:
-        """The image file; OSError if it cannot be read."""
-        return _file_of(self.item(row), self.index.ids[row])
 
 
 def _file_of(item: Item, name: str) -> bytes:
@@ -96,56 +76,43 @@ class Window:
     def __init__(self, start: Callable[[int], Iterator[Item]], size: int = 1024) -> None:
         self._start, self._size, self._lock = start, size, threading.Lock()
         self._held: dict[int, Item] = {}
-        self._next, self._stream = 0, iter(())  # type: tuple[int, Iterator[Item]]
-        self._begun = False
+        self._next, self._stream = 0, None  # type: tuple[int, Iterator[Item] | None]
 
     def __call__(self, row: int) -> Item:
         """The item of a row; OSError if the stream ends before it."""
         with self._lock:
-            if row not in self._held and (row < self._next or row > self._next + self._size or not self._begun):
-                self._held, self._next, self._stream, self._begun = {}, row, self._start(row), True
+            if self._stream is None or (row not in self._held and not 0 <= row - self._next <= self._size):
+                self._held, self._next, self._stream = {}, row, self._start(row)
             while self._next <= row:
-                self._held[self._next] = self._advance()
+                item = next(self._stream, None)
+                if item is None:
+                    raise OSError(
+                        f"the stream ended before row {self._next:,}: the data set has changed since it was indexed"
+                    )
+                self._held[self._next] = item
                 self._held.pop(self._next - self._size, None)
                 self._next += 1
             return self._held[row]
 
-    def _advance(self) -> Item:
-        for item in self._stream:
-            return item
-        raise OSError(f"the stream ended before row {self._next:,}: the data set has changed since it was indexed")
 
-
-def open_huggingface(
-    argument: str, split: str, *, labels: str = "names", name: str | None = None
-) -> HuggingFaceDataset:
-    """Open one split of a Hugging Face data set.
-
-    See `open_dataset`; the default name is the last part of PLACE.
-
-    Raises
-    ------
-    DatasetError
-        It cannot be loaded, or its image or label column is ambiguous.
-    MissingExtraError
-        The library is not installed.
-    """
+def open_huggingface(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+    """Open one split of a Hugging Face data set; the default name is the last part of PLACE."""
     place, options = split_options("hf", argument, OPTIONS)
     if not place:
         raise DatasetError("hf: expected a folder, a file or a name on the hub after the colon")
-    data = _with_images(_load(place, check_split(split), options), options)
+    data = _with_images(_load(place, split, options), options)
     streamed = options.get("streaming", "no") == "yes"
-    index = _indexed(data, split, options, f"hf:{place}", labels, streamed=streamed)
+    image = _image_column(data, options, f"hf:{place}")
+    index = _indexed(data, image, split, options, f"hf:{place}", labels, streamed=streamed)
     file = Path(place).expanduser()
-    folder = file.parent if file.is_file() else Path(place)
-    name = check_name(name or (name_of_file(file.name, folder) if file.is_file() else default_name(folder.name)))
-    access = _access(data, _image_column(data, options, f"hf:{place}"), streamed=streamed)
-    return HuggingFaceDataset(name, split, listed_beside(index, folder), access)
+    folder = file.parent if file.is_file() else file
+    name = name or (name_of_file(file.name, folder) if file.is_file() else default_name(folder.name))
+    return ImageFiles(name, split, listed_beside(index, folder), _reader(data, image, index.ids, streamed=streamed))
 
 
 def live_huggingface(
     data: HubData, split: str | None, columns: Mapping[str, Any], name: str | None = None
-) -> HuggingFaceDataset:
+) -> ImageFiles:
     """A loaded Hugging Face data set: one split, in its order; the digest of its image files is part of the key.
 
     Parameters
@@ -155,10 +122,7 @@ def live_huggingface(
     columns : ``image``, ``label``, ``id`` and ``metadata`` (a list), as the options of ``hf:``
     name : default: the data set's own, else ``data``
 
-    Raises
-    ------
-    DatasetError
-        It is a stream, or its image or label column is ambiguous.
+    DatasetError if it is a stream, or its image or label column is ambiguous.
     """
     if not hasattr(data, "__len__"):
         raise DatasetError(
@@ -168,11 +132,11 @@ def live_huggingface(
     split = check_split(split or re.sub(r"[^\w.-].*", "", str(data.split or "")) or "train")
     listed = {key: "+".join(value) if isinstance(value, list | tuple) else value for key, value in columns.items()}
     where = f"the data set with the columns {', '.join(data.column_names)}"
-    index = _indexed(data, split, listed, where, "names", streamed=False)
-    name = check_name(name or default_name(data.info.dataset_name or data.info.builder_name or "data"))
     image = _image_column(data, listed, where)
+    index = _indexed(data, image, split, listed, where, "names", streamed=False)
+    name = name or default_name(data.info.dataset_name or data.info.builder_name or "data")
     content = Content(f"{name}/{split}", IMAGE_FILE, lambda: _hashes(data, image))
-    return HuggingFaceDataset(name, split, replace(index, content=content), _access(data, image, streamed=False))
+    return ImageFiles(name, split, replace(index, content=content), _reader(data, image, index.ids, streamed=False))
 
 
 def _hashes(data: HubData, image: str) -> bytes:
@@ -188,29 +152,31 @@ def _hashes(data: HubData, image: str) -> bytes:
 
 
 def _indexed(
-    data: HubData, split: str, options: Mapping[str, str], where: str, labels: str, *, streamed: bool
+    data: HubData, image: str, split: str, options: Mapping[str, str], where: str, labels: str, *, streamed: bool
 ) -> SampleIndex:
-    image, label = _image_column(data, options, where), _label_column(data, options, where)
-    columns = split_list(options.get("metadata", ""))
+    label, columns = _label_column(data, options, where), split_list(options.get("metadata", ""))
     wanted = [*dict.fromkeys([label, *columns, *([options["id"]] if "id" in options else [])])]
-    _check_columns(data, wanted, where)
+    if missing := [column for column in wanted if column not in data.features]:
+        raise DatasetError(f"{where}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
     files, cells = _scan_stream(data, image, wanted) if streamed else _scan(data, image, wanted)
     ids = [f"{split}/{row:07d}" for row in range(len(files))]
     if "id" in options:
         ids = [str(value) for value in cells[options["id"]]]
     targets, classnames = _classes(data.features[label], cells[label], ids, labels)
-    return file_index(ids, files, targets, classnames, where, {c: metadata_column(cells[c]) for c in columns})
+    return file_index(ids, files, targets, classnames, {column: metadata_column(cells[column]) for column in columns})
 
 
 def _load(place: str, split: str, options: dict[str, str]) -> HubData:
-    try:
+    with needs("hf: needs Hugging Face's datasets: pip install 'featcache[hf]'"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("hf: needs Hugging Face's datasets: pip install 'featcache[hf]'") from error
     if options.get("streaming", "no") not in ("yes", "no"):
         raise DatasetError(f"hf:{place}: streaming={options['streaming']}; expected yes or no")
     folder = Path(place).expanduser()
-    _check_place(place, folder)
+    if not folder.exists() and not HUB_NAME.fullmatch(place):
+        raise DatasetError(
+            f"hf:{place}: {folder.absolute()} does not exist, and this is not a name on the hub (NAME or WHO/NAME); "
+            "check the path"
+        )
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     try:
         if not saved:
@@ -233,25 +199,19 @@ def _load(place: str, split: str, options: dict[str, str]) -> HubData:
     return found[split]
 
 
-def _check_place(place: str, folder: Path) -> None:
-    """DatasetError for a missing folder whose name cannot be one on the hub."""
-    if not folder.exists() and not HUB_NAME.fullmatch(place):
-        raise DatasetError(
-            f"hf:{place}: {folder.absolute()} does not exist, and this is not a name on the hub (NAME or WHO/NAME); "
-            "check the path"
-        )
-
-
 def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str]) -> HubData:
     """Load data files from a folder or the hub, without the hub client's log lines for every retry."""
     import datasets
 
     if not folder.exists():
         logging.getLogger(__name__).warning("hf:%s: no folder %s; asking the hub", place, folder.absolute())
-    where: str = str(folder) if folder.is_dir() else place
-    files: dict[str, str] | None = None
+    where, files = str(folder) if folder.is_dir() else place, None
     if folder.is_file():
-        where, files = _format_of(folder), {split: str(folder)}
+        if folder.suffix.lower() not in FORMATS:
+            raise DatasetError(
+                f"hf:{folder}: unknown kind of file; expected a folder, or an ending of {', '.join(FORMATS)}"
+            )
+        where, files = FORMATS[folder.suffix.lower()], {split: str(folder)}
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)
@@ -262,25 +222,14 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
     hub = nullcontext() if folder.exists() else offline_where_unreachable(f"hf:{place}", remedy, DatasetError)
     try:
         with hub:
+            streaming = options.get("streaming") == "yes"
             return datasets.load_dataset(
-                where,
-                options.get("config"),
-                split=split,
-                streaming=options.get("streaming") == "yes",
-                **({} if files is None else {"data_files": files}),
+                where, options.get("config"), data_files=files, split=split, streaming=streaming
             )
     finally:
         client.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
-
-
-def _format_of(file: Path) -> str:
-    """The library's name for the format of a data file."""
-    kinds = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-    if file.suffix.lower() not in kinds:
-        raise DatasetError(f"hf:{file}: unknown kind of file; expected a folder, or an ending of {', '.join(kinds)}")
-    return kinds[file.suffix.lower()]
 
 
 def _with_images(data: HubData, options: Mapping[str, str]) -> HubData:
@@ -292,17 +241,20 @@ def _with_images(data: HubData, options: Mapping[str, str]) -> HubData:
             return set(kind) == {"bytes", "path"}
         return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
 
-    features = data.features or {}
-    raw = [column for column, kind in features.items() if is_raw(kind)]
-    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    column = options.get("image") or (raw[0] if len(raw) == 1 and not images else None)
+    raw = [column for column, kind in data.features.items() if is_raw(kind)]
+    column = options.get("image") or (raw[0] if len(raw) == 1 and not _columns(data, "Image") else None)
     return data.cast_column(column, datasets.Image()) if column in raw else data
 
 
-def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
+def _columns(data: HubData, feature: str) -> list[str]:
+    """The columns with a feature of a class, such as ``Image``."""
     import datasets
 
-    images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    return [column for column, kind in data.features.items() if isinstance(kind, getattr(datasets, feature))]
+
+
+def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
+    images = _columns(data, "Image")
     if options.get("image", images[0] if len(images) == 1 else None) not in images:
         there = f"image columns are {', '.join(images)}" if images else f"no image column of {', '.join(data.features)}"
         raise DatasetError(f"{where}: {there}; name one with image=")
@@ -310,19 +262,11 @@ def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
 
 
 def _label_column(data: HubData, options: Mapping[str, str], where: str) -> str:
-    import datasets
-
-    classes = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
+    classes = _columns(data, "ClassLabel")
     usual = classes if len(classes) == 1 else [column for column in ("label", "labels") if column in data.features]
     if "label" not in options and not usual:
         raise DatasetError(f"{where}: no label column among {', '.join(data.features)}; name one with label=")
     return str(options.get("label") or usual[0])
-
-
-def _check_columns(data: HubData, columns: Iterable[str], where: str) -> None:
-    missing = [column for column in columns if column not in data.features]
-    if missing:
-        raise DatasetError(f"{where}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
 
 
 def _scan(data: HubData, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], Cells]:
@@ -367,12 +311,14 @@ def _undecoded(data: HubData, image: str) -> HubData:
     return data.cast_column(image, datasets.Image(decode=False))
 
 
-def _access(data: HubData, image: str, *, streamed: bool) -> Callable[[int], Item]:
+def _reader(data: HubData, image: str, ids: Sequence[str], *, streamed: bool) -> Callable[[int], bytes]:
+    """A function that reads the image file of a row."""
     if streamed:
         undecoded = _undecoded(data, image).select_columns([image])
-        return Window(lambda row: (item[image] or {} for item in undecoded.skip(row)))
+        window = Window(lambda row: (item[image] or {} for item in undecoded.skip(row)))
+        return lambda row: _file_of(window(row), ids[row])
     table = data.select_columns([image]).with_format("arrow")
-    return lambda row: dict(table[row][image][0].as_py() or {})
+    return lambda row: _file_of(table[row][image][0].as_py() or {}, ids[row])
 
 
 def _classes(

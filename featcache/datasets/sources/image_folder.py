@@ -17,18 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from featcache.datasets.base import SampleIndex
-from featcache.datasets.files import (
-    WHOLE,
-    FileDataset,
-    check_name,
-    check_split,
-    default_name,
-    file_index,
-    local_path,
-    refuse_int_labels,
-    size_and_stamp,
-)
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, size_and_stamp
+from featcache.datasets.options import WHOLE, default_name
 from featcache.errors import DatasetError
+from featcache.progress import first_few
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -36,19 +28,10 @@ VALIDATION = ("val", "validation", "val_in_folder")
 SPLIT_NAMES = {"train", "training", "test", "testing", "valid", *VALIDATION}
 
 
-def open_image_folder(folder: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of a tree of class folders.
-
-    See `open_dataset`; the default name is that of the folder.
-
-    Raises
-    ------
-    DatasetError
-        The folder does not exist or holds no image, or ``classes.txt`` does not match the folders.
-    """
-    refuse_int_labels("imagefolder:DIR", labels)
+def open_image_folder(folder: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open one split of a tree of class folders; the default name is that of the folder."""
     base = local_path("imagefolder", folder)
-    root = split_folder(base, check_split(split))
+    root = split_folder(base, split)
     found = class_folders(root)
     if split == WHOLE and found and set(found) <= SPLIT_NAMES:
         raise DatasetError(
@@ -56,14 +39,9 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
             f"look like splits; pass one of them as the split"
         )
     classes = _classes(base, root, found)
-    index = class_folder_index(
-        root,
-        {name: c for c, (name, _) in enumerate(classes)},
-        [display for _, display in classes],
-        f"imagefolder:{folder} split {split}",
-        found,
-    )
-    return FileDataset(check_name(name or default_name(base.name)), split, index, root)
+    label = {class_folder: number for number, (class_folder, _) in enumerate(classes)}
+    index = class_folder_index(root, label, [display for _, display in classes], found)
+    return files_below(name or default_name(base.name), split, index, root)
 
 
 def split_folder(base: Path, split: str) -> Path:
@@ -109,8 +87,8 @@ def _classes(base: Path, root: Path, found: list[str]) -> list[tuple[str, str]]:
     unlisted = sorted(set(found) - {folder for folder, _ in classes})
     if unlisted:
         raise DatasetError(
-            f"{path}: {len(unlisted)} class folders of {root} are not in it: {', '.join(unlisted[:5])}; "
-            "add a line for each, or remove the folders"
+            f"{path}: {len(unlisted)} class folders of {root} are not in it: {first_few(unlisted)}; add a line for "
+            "each, or remove the folders"
         )
     return classes
 
@@ -119,8 +97,7 @@ def class_folder_index(
     root: Path,
     label: Mapping[str, int],
     classnames: Sequence[str],
-    where: str,
-    found: Sequence[str] | None = None,
+    found: Sequence[str],
     prefix: str = "",
 ) -> SampleIndex:
     """The index of a folder of class folders; DatasetError without an image.
@@ -129,11 +106,9 @@ def class_folder_index(
     ----------
     label : folder -> class index, for every folder of `found`
     classnames : C names
-    where : name of the data set in warnings
-    found : the class folders; default: all in `root`
+    found : the class folders
     prefix : start of the ids, before the class folder
     """
-    found = class_folders(root) if found is None else found
     samples = sorted(
         (sample, size, stamp, label[folder])
         for folder in found
@@ -146,7 +121,7 @@ def class_folder_index(
         )
     ids = [sample for sample, *_ in samples]
     files = [(size, stamp) for _, size, stamp, _ in samples]
-    return file_index(ids, files, [number for *_, number in samples], classnames, where)
+    return file_index(ids, files, [number for *_, number in samples], classnames)
 
 
 def _images(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:

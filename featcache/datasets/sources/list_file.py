@@ -17,23 +17,12 @@ indices 0 to C-1 into ``classes.txt``, or else into "0", "1", ... up to the larg
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from featcache.datasets.base import SHOWN
-from featcache.datasets.files import (
-    PLACEHOLDER,
-    FileDataset,
-    check_name,
-    check_path,
-    check_split,
-    file_index,
-    local_path,
-    name_of_file,
-    size_and_stamp,
-)
-from featcache.datasets.labels import by_name, by_number, check_labels_option
-from featcache.datasets.options import split_options
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, size_and_stamp
+from featcache.datasets.labels import by_name, by_number
+from featcache.datasets.options import PLACEHOLDER, check_path, name_of_file, split_options
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
@@ -42,8 +31,7 @@ PROBED = 20
 """Lines that are tried to find the folder that paths start from."""
 
 
-@dataclass(frozen=True)
-class ListRow:
+class ListRow(NamedTuple):
     """One sample of a list: line number from 1, path and label as written, and whether a tab separates them."""
 
     line: int
@@ -52,52 +40,31 @@ class ListRow:
     tab: bool
 
 
-def open_list_file(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open the samples that a list file names: ``FILE`` or ``FILE,root=DIR``.
-
-    See `open_dataset`; the default name is that of the file, or of its folder if the file is named by the split.
-
-    Raises
-    ------
-    DatasetError
-        A line is wrong (the error names ``file:line``), or no listed image exists.
-    """
+def open_list_file(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+    """Open a list of samples; the default name is that of the file, or of its folder if it is named by the split."""
     file, options = split_options("list", argument, ("root",))
-    path = local_path("list", file.replace(PLACEHOLDER, check_split(split)))
-    check_labels_option(labels)
+    path = local_path("list", file.replace(PLACEHOLDER, split))
     rows = parse_list(read_lines(path), str(path))
     indices, classnames = _classes(rows, path, labels)
     root = local_path("list,root=", options["root"]) if "root" in options else _root(rows, path)
     files = [size_and_stamp(root / row.path) for row in rows]
     check_found(rows, files, path, root)
-    index = file_index([row.path for row in rows], files, indices, classnames, str(path))
-    return FileDataset(check_name(name or name_of_file(file, path.parent)), split, index, root)
+    index = file_index([row.path for row in rows], files, indices, classnames)
+    return files_below(name or name_of_file(file, path.parent), split, index, root)
 
 
 def _root(rows: list[ListRow], path: Path) -> Path:
     """The list's folder, or the nearest above it that has one of the first images."""
-    for folder in path.parents[:-1]:
-        if any((folder / row.path).is_file() for row in rows[:PROBED]):
-            return folder
-    return path.parent
+    has_image = (folder for folder in path.parents[:-1] if any((folder / row.path).is_file() for row in rows[:PROBED]))
+    return next(has_image, path.parent)
 
 
 def parse_list(lines: list[str], source: str) -> list[ListRow]:
-    """Parse the lines of a list file.
+    """Parse the lines of a list file; errors name the `source`.
 
-    Parameters
-    ----------
-    lines : without line ends
-    source : the file's name, for errors
+    DatasetError if a line has no path or no label, more than one tab, or a path that is refused or occurs twice; or if
+    no line names a sample.
 
-    Raises
-    ------
-    DatasetError
-        A line has no path or no label, more than one tab, or a path that is refused or occurs twice; or no line names
-        a sample.
-
-    Examples
-    --------
     >>> [(row.path, row.label) for row in parse_list(["my cat.jpg cat", f"a.jpg{chr(9)}tabby cat"], "pets.txt")]
     [('my cat.jpg', 'cat'), ('a.jpg', 'tabby cat')]
     """
@@ -106,10 +73,7 @@ def parse_list(lines: list[str], source: str) -> list[ListRow]:
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        try:
-            path, label = parse_line(line)
-        except ValueError as error:
-            raise DatasetError(f"{source}:{number}: {error}") from None
+        path, label = parse_line(line, f"{source}:{number}")
         if path in seen:
             raise DatasetError(f"{source}:{number}: {path!r} is already on line {seen[path]}; list each image once")
         seen[path] = number
@@ -119,24 +83,21 @@ def parse_list(lines: list[str], source: str) -> list[ListRow]:
     return rows
 
 
-def parse_line(line: str) -> tuple[str, str]:
-    """Split one line into (path, label); ValueError if that fails.
+def parse_line(line: str, where: str) -> tuple[str, str]:
+    """Split one line into (path, label); DatasetError if that fails.
 
-    Examples
-    --------
-    >>> parse_line("digits/a 7.png zero")
+    >>> parse_line("digits/a 7.png zero", "list.txt:1")
     ('digits/a 7.png', 'zero')
     """
     if line.count("\t") > 1:
-        raise ValueError(f"got {line.count(chr(9))} tabs in {line!r}; {EXPECTED} with one tab")
+        raise DatasetError(f"{where}: got {line.count(chr(9))} tabs in {line!r}; {EXPECTED} with one tab")
     if "\t" in line:
         path, label = (part.strip() for part in line.split("\t"))
     else:
         path, _, label = (part.strip() for part in line.strip().rpartition(" "))
     if not path or not label:
-        raise ValueError(f"got {line!r} without a {'label' if path else 'path or a label'}; {EXPECTED}")
-    check_path(path)
-    return path, label
+        raise DatasetError(f"{where}: got {line!r} without a {'label' if path else 'path or a label'}; {EXPECTED}")
+    return check_path(path, where), label
 
 
 def _classes(rows: list[ListRow], path: Path, labels: str) -> tuple[list[int], Sequence[str]]:
@@ -161,7 +122,7 @@ def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path, r
     """
     missing = [row for row, facts in zip(rows, files, strict=True) if facts == (0, 0)]
     if len(missing) == len(rows):
-        examples = ", ".join(repr(os.path.join(root, row.path)) for row in missing[:SHOWN])
+        examples = ", ".join(repr(os.path.join(root, row.path)) for row in missing[:5])
         raise DatasetError(
             f"{path}: none of its {len(rows):,} images exist: looked for {examples}; name the folder that paths start "
             f"from, list:{path.name},root=DIR; and a label with a space needs a tab before it"

@@ -31,23 +31,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.files import (
-    PLACEHOLDER,
-    WHOLE,
-    FileDataset,
-    check_name,
-    check_path,
-    check_split,
-    file_index,
-    local_path,
-    name_of_file,
-    sizes_and_stamps,
-)
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, sizes_and_stamps
 from featcache.datasets.formats.tables import Cell, Table, metadata_column, read_table
-from featcache.datasets.labels import by_name, by_number, check_labels_option
-from featcache.datasets.options import split_list, split_options
+from featcache.datasets.labels import by_name, by_number
+from featcache.datasets.options import PLACEHOLDER, WHOLE, check_path, name_of_file, split_list, split_options
 from featcache.datasets.targets import split_cell, targets_of_columns, targets_of_names
 from featcache.errors import DatasetError
+from featcache.progress import first_few
 from featcache.prompts.text_files import CLASS_FILE, listed_names, read_class_file
 
 USUAL = {
@@ -58,19 +48,10 @@ USUAL = {
 OPTIONS = (*USUAL, "metadata", "root", "labels", "unknown", "separator", "unlabelled")
 
 
-def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of a table.
-
-    See `open_dataset`; the default name is that of the file, or of its folder if the file is named by the split.
-
-    Raises
-    ------
-    DatasetError
-        A row is wrong (the error names it), or no image of the table exists.
-    """
-    check_labels_option(labels)
+def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+    """Open one split of a table; the default name is that of the file, or of its folder if it is named by the split."""
     written, options = split_options("table", argument, OPTIONS)
-    file = local_path("table", written.replace(PLACEHOLDER, check_split(split)))
+    file = local_path("table", written.replace(PLACEHOLDER, split))
     several = [*split_list(options.get("labels", "")), *split_list(options.get("unknown", ""))]
     table = read_table(file, nested=several)
     roles = [role for role in USUAL if role != "label" or not several]
@@ -93,8 +74,8 @@ def open_table(argument: str, split: str, *, labels: str = "names", name: str | 
     for column in _metadata_columns(table, {*columns.values(), *several}, options, file):
         values = metadata_column(table[column])  # typed by the whole table, so that its splits agree
         metadata[column] = [values[row] for row in rows]
-    index = file_index(paths, files, np.asarray(targets)[rows], classnames, str(file), metadata)
-    return FileDataset(check_name(name or name_of_file(written, file.parent)), split, index, root)
+    index = file_index(paths, files, np.asarray(targets)[rows], classnames, metadata)
+    return files_below(name or name_of_file(written, file.parent), split, index, root)
 
 
 def _column_of(role: str, table: Table, options: dict[str, str], file: Path) -> str | None:
@@ -105,19 +86,12 @@ def _column_of(role: str, table: Table, options: dict[str, str], file: Path) -> 
             return column
     if role == "split" and role not in options:
         return None
-    nested = (
-        " (bytes of images in a Parquet file: hf:FILE,image=NAME)"
-        if role == "path" and file.suffix == ".parquet"
-        else ""
-    )
+    in_parquet = role == "path" and file.suffix == ".parquet"
+    nested = " (bytes of images in a Parquet file: hf:FILE,image=NAME)" if in_parquet else ""
     raise DatasetError(
-        f"{file}: no column {' or '.join(names)} for {role}=; there are {_shown(table)}: name one of them{nested}"
+        f"{file}: no column {' or '.join(names)} for {role}=; there are {first_few(table, 10)}: name one of them"
+        f"{nested}"
     )
-
-
-def _shown(names: Sequence[str] | Table) -> str:
-    shown = list(names)
-    return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "")
 
 
 def _rows_of(table: Table, column: str | None, split: str, file: Path) -> list[int]:
@@ -127,9 +101,9 @@ def _rows_of(table: Table, column: str | None, split: str, file: Path) -> list[i
     else:
         rows = [row for row, cell in enumerate(table[column]) if str(cell) == split]
     if not rows:
-        there = sorted({str(cell) for cell in table[column]}) if column else []
+        there = first_few(sorted({str(cell) for cell in table[column]}), 10) if column else ""
         raise DatasetError(
-            f"{file}: no row of split {split!r} among {count:,}; column {column} holds {_shown(there) or 'nothing'}"
+            f"{file}: no row of split {split!r} among {count:,}; column {column} holds {there or 'nothing'}"
         )
     return rows
 
@@ -140,10 +114,7 @@ def _paths(cells: Sequence[Cell], rows: Sequence[int], column: str, file: Path) 
         cell = cells[row]
         if cell is None:
             raise DatasetError(f"{file}: row {row + 1} has no {column}; expected a path")
-        try:
-            path = check_path(str(cell))
-        except ValueError as error:
-            raise DatasetError(f"{file}: row {row + 1}, {column}: {error}") from None
+        path = check_path(str(cell), f"{file}: row {row + 1}, {column}")
         if path in paths:
             raise DatasetError(
                 f"{file}: row {row + 1}: {path!r} is already in row {paths[path] + 1}; list each image once"
@@ -195,7 +166,8 @@ def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.Arr
     if not columns or "label" in options or (missing := [column for column in wanted if column not in table]):
         what = f"no column {', '.join(missing)}" if columns and "label" not in options else "labels= and label= differ"
         raise DatasetError(
-            f"{file}: {what}; labels= names the column or columns of multi-label data, and there are {_shown(table)}"
+            f"{file}: {what}; labels= names the column or columns of multi-label data, and there are "
+            f"{first_few(table, 10)}"
         )
 
     def where(row: int) -> str:
@@ -206,16 +178,9 @@ def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.Arr
     names = listed_names(file.parent)
     separator = options.get("separator", "|")
     lists, *unknown = (
-        [_split(cell, separator, where(row)) for row, cell in enumerate(table[column])] for column in wanted
+        [split_cell(cell, where(row), separator) for row, cell in enumerate(table[column])] for column in wanted
     )
     return targets_of_names(lists, where, names, unknown[0] if unknown else None)
-
-
-def _split(cell: Cell, separator: str, where: str) -> list[str]:
-    try:
-        return split_cell(cell, separator)
-    except ValueError as error:
-        raise DatasetError(f"{where}: {error}") from error
 
 
 def _metadata_columns(table: Table, used: set[str | None], options: dict[str, str], file: Path) -> list[str]:
@@ -224,5 +189,7 @@ def _metadata_columns(table: Table, used: set[str | None], options: dict[str, st
     wanted = split_list(options["metadata"])
     missing = [column for column in wanted if column not in table]
     if missing:
-        raise DatasetError(f"{file}: no column {', '.join(missing)} of texts or numbers; there are {_shown(table)}")
+        raise DatasetError(
+            f"{file}: no column {', '.join(missing)} of texts or numbers; there are {first_few(table, 10)}"
+        )
     return wanted

@@ -12,7 +12,6 @@ ImageNet's WordNet ids become the usual class names, and labels of ``imagenet_a`
 200 classes of those sets. A ``classes.txt`` in the version's folder renames the classes.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,22 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.datasets.base import SampleIndex
 from featcache.datasets.classes import listed_beside
-from featcache.datasets.files import (
-    ImageFiles,
-    check_name,
-    check_split,
-    default_name,
-    file_index,
-    local_path,
-    refuse_int_labels,
-)
+from featcache.datasets.files import ImageFiles, file_index, local_path
 from featcache.datasets.formats.tfrecord import Record, parse_example, read_record, scan_records
-from featcache.datasets.options import split_options
+from featcache.datasets.options import default_name, split_options
 from featcache.datasets.sources.image_folder import VALIDATION
 from featcache.errors import DatasetError
-from featcache.prompts.text_files import read_lines
+from featcache.prompts.text_files import json_object, read_lines
 
 Json = dict[str, Any]
 
@@ -43,27 +33,14 @@ TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 WNID = re.compile(r"n\d{8}")
 SUBSETS = {"imagenet_a": "imagenet-a", "imagenet_r": "imagenet-r"}
-
-
-@dataclass(frozen=True)
-class TfdsDataset(ImageFiles):
-    """A data set whose samples are records; `places` holds shard, record, and the image's offset in the record."""
-
-    name: str
-    split: str
-    index: SampleIndex
-    shards: Sequence[Path]
-    places: Sequence[tuple[int, Record, int]]
-
-    def read(self, row: int) -> bytes:
-        """The image file; OSError if the record differs from its checksum."""
-        shard, record, start = self.places[row]
-        return read_record(str(self.shards[shard]), record)[start : start + int(self.index.sizes[row])]
+REMEDY = "prepare the data set again"
 
 
 @dataclass(frozen=True)
 class _Sample:
-    shard: int
+    """An image of `size` bytes, which starts at byte `start` of a record of a shard."""
+
+    shard: Path
     number: int
     record: Record
     start: int
@@ -71,36 +48,30 @@ class _Sample:
     label: int
     file_name: str
 
+    def read(self) -> bytes:
+        return read_record(str(self.shard), self.record)[self.start : self.start + self.size]
 
-def open_tfds(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> TfdsDataset:
-    """Open one split of a data set that TensorFlow Datasets prepared.
 
-    See `open_dataset`; the default name is NAME with ``-`` for ``/``.
-
-    Raises
-    ------
-    DatasetError
-        The data set is missing, not in TFRecord files, or damaged.
-    """
-    refuse_int_labels("tfds:NAME:DIR", labels)
+def open_tfds(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open one split of what TensorFlow Datasets prepared; the default name is NAME with ``-`` for ``/``."""
     written, options = split_options("tfds", argument, ("image", "label"))
     kind, _, place = written.partition(":")
     data_dir = place or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = _version_folder(local_path("tfds:" + kind, data_dir), kind)
-    facts = _split_facts(folder, _json(folder / "dataset_info.json"), check_split(split))
-    features = _json(folder / "features.json").get("featuresDict", {}).get("features", {})
+    shards = _shards(folder, json_object(folder / "dataset_info.json", object, REMEDY), split)
+    described: Json = json_object(folder / "features.json", object, REMEDY)
+    features = described.get("featuresDict", {}).get("features", {})
     image = _feature(features, "image", "Image", options.get("image"), folder)
     label = _feature(features, "classLabel", "ClassLabel", options.get("label"), folder)
-    samples = [s for n, path in enumerate(facts.shards) for s in _samples(n, path, facts.lengths[n], image, label)]
+    samples = [sample for path, length in shards.items() for sample in _samples(path, length, image, label)]
     if not samples:
         raise DatasetError(f"{folder}: split {split!r} holds no sample")
-    targets, classnames = _classes(folder, label, features[label], [s.label for s in samples])
-    stamps = [path.stat().st_mtime_ns for path in facts.shards]
+    targets, classnames = _classes(folder, label, features[label], [sample.label for sample in samples])
+    stamps = {path: path.stat().st_mtime_ns for path in shards}
     files = [(sample.size, stamps[sample.shard]) for sample in samples]
-    index = file_index(_ids(samples, facts.shards), files, targets, classnames, f"tfds:{kind} split {split}")
+    index = listed_beside(file_index(_ids(samples), files, targets, classnames), folder)
     title = default_name(name or re.sub(r"/\d+\.\d+\.\d+$", "", kind))
-    places = [(s.shard, s.record, s.start) for s in samples]
-    return TfdsDataset(check_name(title), split, listed_beside(index, folder), facts.shards, places)
+    return ImageFiles(title, split, index, lambda row: samples[row].read())
 
 
 def _version_folder(data_dir: Path, kind: str) -> Path:
@@ -115,23 +86,8 @@ def _version_folder(data_dir: Path, kind: str) -> Path:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
-def _json(path: Path) -> Json:
-    try:
-        found = json.loads("\n".join(read_lines(path)))
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); prepare the data set again") from error
-    if not isinstance(found, dict):
-        raise DatasetError(f"{path}: got {type(found).__name__}; expected a JSON object")
-    return found
-
-
-@dataclass(frozen=True)
-class _Split:
-    shards: list[Path]
-    lengths: list[int]
-
-
-def _split_facts(folder: Path, info: Json, split: str) -> _Split:
+def _shards(folder: Path, info: Json, split: str) -> dict[Path, int]:
+    """The files of a split, and the number of records of each."""
     kind = info.get("fileFormat", "tfrecord")
     if kind != "tfrecord":
         raise DatasetError(f"{folder}: stored as {kind}; expected tfrecord: prepare it with file_format='tfrecord'")
@@ -141,15 +97,15 @@ def _split_facts(folder: Path, info: Json, split: str) -> _Split:
     if found is None:
         raise DatasetError(f"{folder}: no split {split!r}; expected one of {', '.join(splits)}")
     lengths = [int(length) for length in found.get("shardLengths", [])]
-    shards = []
-    for number in range(len(lengths)):
+    shards = {}
+    for number, length in enumerate(lengths):
         part = f"{number:05d}-of-{len(lengths):05d}"
         values = {"DATASET": info.get("name"), "SPLIT": found["name"], "FILEFORMAT": kind, "SHARD_X_OF_Y": part}
         name = re.sub(r"\{(\w+)\}", lambda m: str(values.get(m[1], m[0])), found.get("filepathTemplate") or TEMPLATE)  # noqa: B023
         if not (folder / name).is_file() or "/" in name:
-            raise DatasetError(f"{folder / name}: no such shard; prepare the data set again")
-        shards.append(folder / name)
-    return _Split(shards, lengths)
+            raise DatasetError(f"{folder / name}: no such shard; {REMEDY}")
+        shards[folder / name] = length
+    return shards
 
 
 def _feature(features: Json, key: str, kind: str, wanted: str | None, folder: Path) -> str:
@@ -166,7 +122,8 @@ def _feature(features: Json, key: str, kind: str, wanted: str | None, folder: Pa
     return str(chosen)
 
 
-def _samples(shard: int, path: Path, expected: int, image: str, label: str) -> Iterator[_Sample]:
+def _samples(path: Path, expected: int, image: str, label: str) -> Iterator[_Sample]:
+    """Yield the samples of one shard."""
     count = 0
     for record, content in scan_records(path):
         try:
@@ -179,19 +136,17 @@ def _samples(shard: int, path: Path, expected: int, image: str, label: str) -> I
             raise DatasetError(
                 f"{path}: record {count} is not an example with {image!r} and {label!r} ({error})"
             ) from error
-        yield _Sample(shard, count, record, start, stop - start, number, file_name)
+        yield _Sample(path, count, record, start, stop - start, number, file_name)
         count += 1
     if count != expected:
-        raise DatasetError(
-            f"{path}: {count:,} records, dataset_info.json says {expected:,}; prepare the data set again"
-        )
+        raise DatasetError(f"{path}: {count:,} records, dataset_info.json says {expected:,}; {REMEDY}")
 
 
-def _ids(samples: Sequence[_Sample], shards: Sequence[Path]) -> list[str]:
+def _ids(samples: Sequence[_Sample]) -> list[str]:
     names = [sample.file_name for sample in samples]
     if all(names) and len(set(names)) == len(names):
         return names
-    return [f"{shards[sample.shard].name}/{sample.number:06d}" for sample in samples]
+    return [f"{sample.shard.name}/{sample.number:06d}" for sample in samples]
 
 
 def _classes(folder: Path, label: str, feature: Json, numbers: list[int]) -> tuple[list[int], Sequence[str]]:

@@ -15,7 +15,7 @@ classes, in the order of the labels, or reorders them if it has the same names.
 import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,19 +24,8 @@ import numpy as np
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.classes import listed_beside
 from featcache.datasets.decode import decode_image, to_rgb
-from featcache.datasets.files import (
-    WHOLE,
-    ImageFiles,
-    check_name,
-    check_split,
-    default_name,
-    file_index,
-    local_path,
-    read_regular,
-    refuse_int_labels,
-    size_and_stamp,
-)
-from featcache.datasets.options import split_options
+from featcache.datasets.files import ImageFiles, file_index, local_path, read_regular, size_and_stamp
+from featcache.datasets.options import WHOLE, default_name, split_options
 from featcache.datasets.pictures import PictureDataset, to_content
 from featcache.errors import DatasetError, ImageReadError
 
@@ -48,40 +37,15 @@ VisionData: TypeAlias = Any
 WORDS: dict[str, object] = {"yes": True, "no": False}
 
 
-@dataclass(frozen=True)
-class FilesOfClass(ImageFiles):
-    """A data set whose samples are the image files that a torchvision data set lists."""
-
-    name: str
-    split: str
-    index: SampleIndex
-    paths: Sequence[str]
-
-    def read(self, row: int) -> bytes:
-        """The file's content; OSError if it cannot be read."""
-        return read_regular(self.paths[row])
-
-
-def open_torchvision(
-    argument: str, split: str, *, labels: str = "names", name: str | None = None
-) -> FilesOfClass | PictureDataset:
-    """Open one split of a torchvision data set.
-
-    See `open_dataset`; the default name is that of the class in lower case.
-
-    Raises
-    ------
-    DatasetError
-        There is no such class, it cannot be opened at ROOT, or its targets are not class indices.
-    """
-    refuse_int_labels("torchvision:CLASS:ROOT", labels)
+def open_torchvision(argument: str, split: str, *, name: str | None = None) -> ImageFiles | PictureDataset:
+    """Open one split of a torchvision data set; the default name is that of the class in lower case."""
     kind, colon, rest = argument.partition(":")
     place, options = split_options("torchvision", rest, None)
     if not colon or not place:
         raise DatasetError(f"torchvision:{argument}: expected torchvision:CLASS:ROOT, such as torchvision:CIFAR10:DIR")
     root = local_path("torchvision:" + kind, place)
-    source = _make(kind, root, check_split(split), options)
-    title = check_name(name or default_name(kind.lower()))
+    source = _make(kind, root, split, options)
+    title = name or default_name(kind.lower())
     found = files_of(source, root, split, title)
     if found is not None:
         return replace(found, index=listed_beside(found.index, root))
@@ -89,7 +53,7 @@ def open_torchvision(
     return PictureDataset(title, split, listed_beside(index, root), lambda row: source[row][0])
 
 
-def files_of(source: VisionData, root: Path, split: str, name: str) -> FilesOfClass | None:
+def files_of(source: VisionData, root: Path, split: str, name: str) -> ImageFiles | None:
     """The image files of an opened torchvision data set; None if it lists none, or returns other images.
 
     Sample ids are paths below `root`.
@@ -97,20 +61,18 @@ def files_of(source: VisionData, root: Path, split: str, name: str) -> FilesOfCl
     paths = _files(source, root)
     if not paths:
         return None
-    kind = type(source).__name__
+    ids = [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
     files = [size_and_stamp(Path(path)) for path in paths]
-    index = file_index(
-        [os.path.relpath(path, root).replace(os.sep, "/") for path in paths],
-        files,
-        _labels(source, kind),
-        classnames_of(source, kind),
-        name,
-    )
-    return FilesOfClass(name, split, index, paths)
+    return ImageFiles(name, split, _index(source, ids, files), lambda row: read_regular(paths[row]))
+
+
+def _index(source: VisionData, ids: Sequence[str], files: Sequence[tuple[int, int]]) -> SampleIndex:
+    labels = _labels(source)
+    names = listed_classes(source) or [str(number) for number in range(max(labels, default=-1) + 1)]
+    return file_index(ids, files, labels, names)
 
 
 def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> VisionData:
-    """The torchvision data set."""
     from torchvision import datasets
 
     factory = getattr(datasets, kind, None)
@@ -168,7 +130,7 @@ def _same_picture(source: VisionData, path: str) -> bool:
     return np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def _labels(source: VisionData, kind: str) -> list[int]:
+def _labels(source: VisionData) -> list[int]:
     """The labels, without opening images if the class lists them."""
     for attribute in LABEL_LISTS:
         listed = getattr(source, attribute, None)
@@ -177,7 +139,14 @@ def _labels(source: VisionData, kind: str) -> list[int]:
         values = [item[-1] if isinstance(item, tuple) else item for item in listed]
         if all(_is_whole(value) for value in values) and _same_label(source, values):
             return [int(value) for value in values]
-    return [_label(source[row][1], row, kind) for row in range(len(source))]
+    labels = []
+    for row in range(len(source)):
+        target = source[row][1]
+        if not _is_whole(target):
+            where = f"torchvision:{type(source).__name__}: sample {row}"
+            raise DatasetError(f"{where} has the target {target!r:.60}; expected a class index")
+        labels.append(int(target))
+    return labels
 
 
 def _same_label(source: VisionData, values: Sequence[int]) -> bool:
@@ -195,18 +164,10 @@ def _is_whole(value: VisionData) -> bool:
     return isinstance(value, int | np.integer) or (scalar and float(value).is_integer())
 
 
-def _label(target: VisionData, row: int, kind: str) -> int:
-    if not _is_whole(target):
-        raise DatasetError(f"torchvision:{kind}: sample {row} has the target {target!r:.60}; expected a class index")
-    return int(target)
-
-
-def classnames_of(source: VisionData, kind: str) -> list[str]:
-    """The class names of an opened data set, in label order."""
-    names = getattr(source, "classes", None)
-    if names:
-        return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
-    return [str(number) for number in range(max(_labels(source, kind), default=-1) + 1)]
+def listed_classes(source: VisionData) -> list[str]:
+    """The class names that a data set lists, in label order; none if it lists none."""
+    names = getattr(source, "classes", None) or ()
+    return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
 
 
 def _picture_index(source: VisionData, kind: str, split: str, where: str) -> SampleIndex:
@@ -218,6 +179,4 @@ def _picture_index(source: VisionData, kind: str, split: str, where: str) -> Sam
     uniform = shape is not None and len(shape) >= 3 and shape[0] == len(source)
     first = len(to_content(source[0][0]))
     sizes = [first] * len(rows) if uniform else [len(to_content(source[row][0])) for row in rows]
-    ids = [f"{kind}/{split}/{row:07d}" for row in rows]
-    files = [(size, 0) for size in sizes]
-    return file_index(ids, files, _labels(source, kind), classnames_of(source, kind), where)
+    return _index(source, [f"{kind}/{split}/{row:07d}" for row in rows], [(size, 0) for size in sizes])

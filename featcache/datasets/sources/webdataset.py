@@ -22,14 +22,15 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
-from featcache.datasets.base import SampleIndex
-from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index
+from featcache.datasets.files import ImageFiles, file_index
 from featcache.datasets.formats.tables import metadata_column
 from featcache.datasets.formats.tar import Member, expand_shards, read_member, tar_members, tar_stamp
 from featcache.datasets.labels import classes_of
-from featcache.datasets.options import split_list, split_options
+from featcache.datasets.options import default_name, split_list, split_options
 from featcache.datasets.remote import is_remote, read_remote
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.errors import DatasetError
@@ -41,37 +42,17 @@ KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 META = re.compile(r"__[^/]*__(/|$)")
 
 
-@dataclass(frozen=True)
-class ShardDataset(ImageFiles):
-    """A data set whose samples are members of tar files.
-
-    Parameters
-    ----------
-    places : N pairs (shard number, offset)
-    """
-
-    name: str
-    split: str
-    index: SampleIndex
-    shards: Sequence[str]
-    places: Sequence[tuple[int, int]]
-
-    def read(self, row: int) -> bytes:
-        """The image file; OSError if it cannot be read."""
-        shard, offset = self.places[row]
-        return read_member(self.shards[shard], offset, int(self.index.sizes[row]))
-
-
 @dataclass
 class _Sample:
-    """The members of one sample, by extension."""
+    """The members of one sample of a shard, by extension."""
 
     where: str
-    shard: int
+    shard: str
     members: dict[str, Member] = field(default_factory=dict)
 
-    def image(self, extension: str | None) -> Member:
-        found = [m for ext, m in self.members.items() if ext == extension or (not extension and _is_image(ext))]
+    def image(self, wanted: str | None) -> Member:
+        extensions = [wanted] if wanted else [ext for ext in self.members if f".{ext}".endswith(EXTENSIONS)]
+        found = [self.members[extension] for extension in extensions if extension in self.members]
         if len(found) != 1:
             raise DatasetError(
                 f"{self.where}: {len(found)} images among {', '.join(self.members)}; expected one: name its extension "
@@ -97,36 +78,24 @@ class _Sample:
         return found if isinstance(found, dict) else {}
 
 
-def _is_image(extension: str) -> bool:
-    return f".{extension}".endswith(EXTENSIONS)
-
-
-def open_webdataset(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ShardDataset:
-    """Open one split of a sharded data set.
-
-    See `open_dataset`; the default name is that of the folder, or of the shards without their numbers.
-
-    Raises
-    ------
-    DatasetError
-        A shard is missing or damaged, or a sample has no image, no label or a repeated name.
-    """
+def open_webdataset(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+    """Open one split of tar shards; the default name is that of the folder, or of the shards without their numbers."""
     pattern, options = split_options("webdataset", argument, ("label", "image", "metadata"))
-    shards = expand_shards(pattern, check_split(split))
+    shards = expand_shards(pattern, split)
     label = options.get("label", "cls")
     columns = split_list(options.get("metadata", ""))
     base = _common_folder(shards)
-    samples = [sample for number, place in enumerate(shards) for sample in _samples(number, place, base, label)]
+    samples = [sample for place in shards for sample in _samples(place, base, label)]
     if not samples:
         raise DatasetError(f"webdataset:{pattern}: no sample in {len(shards)} shards; expected members such as 7.jpg")
     images = [sample.image(options.get("image")) for sample in samples]
     names = _classnames(base)
     targets, classnames = classes_of([_label(s, label) for s in samples], lambda row: samples[row].where, names, labels)
-    stamps = [tar_stamp(place) for place in shards]
+    stamps = {place: tar_stamp(place) for place in shards}
     files = [(image.size, stamps[sample.shard]) for sample, image in zip(samples, images, strict=True)]
-    index = file_index([s.where for s in samples], files, targets, classnames, pattern, _metadata(samples, columns))
-    places = [(sample.shard, image.offset) for sample, image in zip(samples, images, strict=True)]
-    return ShardDataset(check_name(name or _name(pattern, base)), split, index, shards, places)
+    index = file_index([s.where for s in samples], files, targets, classnames, _metadata(samples, columns))
+    places = [(sample.shard, image.offset, image.size) for sample, image in zip(samples, images, strict=True)]
+    return ImageFiles(name or _name(pattern, base), split, index, lambda row: read_member(*places[row]))
 
 
 def _common_folder(shards: Sequence[str]) -> str:
@@ -134,28 +103,23 @@ def _common_folder(shards: Sequence[str]) -> str:
     return folders.pop() if len(folders) == 1 else os.path.commonpath(list(folders)).replace(":/", "://", 1)
 
 
-def _samples(number: int, place: str, base: str, label: str) -> Iterator[_Sample]:
+def _samples(place: str, base: str, label: str) -> Iterator[_Sample]:
     """Yield the samples of one shard."""
-    shard = place.removeprefix(base).lstrip("/")
+    members = (
+        (found[1], found[2].lower(), member)
+        for member in tar_members(place, frozenset({"cls", "json", "txt", label.lower()}))
+        if (found := KEY.fullmatch(member.name.removeprefix("./"))) and not META.match(member.name)
+    )
     seen: set[str] = set()
-    sample = None
-    for member in tar_members(place, frozenset({"cls", "json", "txt", label.lower()})):
-        found = KEY.fullmatch(member.name.removeprefix("./"))
-        if not found or META.match(member.name):
-            continue
-        key, extension = found[1], found[2].lower()
-        where = f"{shard}/{key}"
-        if sample is None or sample.where != where:
-            if sample is not None:
-                yield sample
-            if key in seen:
-                raise DatasetError(f"{place}: sample {key!r} occurs again; give every sample a unique name")
-            seen.add(key)
-            sample = _Sample(where, number)
-        if extension in sample.members:
-            raise DatasetError(f"{place}: {member.name!r} occurs twice; give every sample a unique name")
-        sample.members[extension] = member
-    if sample is not None:
+    for key, group in groupby(members, key=itemgetter(0)):
+        if key in seen:
+            raise DatasetError(f"{place}: sample {key!r} occurs again; give every sample a unique name")
+        seen.add(key)
+        sample = _Sample(f"{place.removeprefix(base).lstrip('/')}/{key}", place)
+        for _, extension, member in group:
+            if extension in sample.members:
+                raise DatasetError(f"{place}: {member.name!r} occurs twice; give every sample a unique name")
+            sample.members[extension] = member
         yield sample
 
 

@@ -1,5 +1,7 @@
 """The sample index, the two digests, and the table of sources."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -131,8 +133,13 @@ def test_split_cannot_lead_elsewhere(source, split, tmp_path):
 
 
 def test_a_source_can_be_a_callable(monkeypatch):
-    monkeypatch.setitem(DATASETS, "mine", lambda argument, split, *, labels, name: (argument, split, labels, name))
-    assert open_dataset("mine:a:b", "val", labels="int", name="n") == ("a:b", "val", "int", "n")
+    index = open_dataset("digits", "val").index
+
+    def opener(argument, split, *, labels, name):
+        return SimpleNamespace(index=index, given=(argument, split, labels, name))
+
+    monkeypatch.setitem(DATASETS, "mine", opener)
+    assert open_dataset("mine:a:b", "val", labels="int", name="n").given == ("a:b", "val", "int", "n")
 
 
 @pytest.mark.parametrize("name", ["two words", "a:b", "a/b", "tab\t"])

@@ -1,5 +1,7 @@
 """Splitting data without splits: stratified, seeded, by group; recorded in key and provenance."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,6 +45,16 @@ def test_the_split_depends_on_the_seed_and_changes_little_as_data_grow():
     assert 0.2 < (first & other).sum() / 80 * 5 < 2.5  # about a fifth of a fifth
     larger = held_out(index([200, 220]), Holdout(0.2))
     assert (larger[:400] != first).mean() < 0.05
+
+
+def test_many_samples_of_many_classes_take_little_memory():
+    samples = index([25] * 2000)
+    tracemalloc.start()
+    held = held_out(samples, Holdout(0.2))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.bincount(samples.labels[held]).tolist() == [5] * 2000
+    assert peak < 100e6
 
 
 def test_groups_stay_together():

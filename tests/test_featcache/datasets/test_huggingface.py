@@ -85,6 +85,13 @@ def test_saved_splits(saved):
     check(test, [5, 1, 2])
 
 
+def test_a_class_list_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made().save_to_disk(tmp_path / "d")
+    (tmp_path / "d" / "classes.txt").write_text("a bear\na fox\na wolf\n")
+    assert open_dataset("hf:~/d", "all").index.classnames == ("a bear", "a fox", "a wolf")
+
+
 def test_saved_without_splits_and_names_as_labels(tmp_path):
     kinds = {"label": datasets.Value("string")}
     rows = ROWS | {"label": [CLASSES[label] for label in ROWS["label"]]}

@@ -144,7 +144,7 @@ def test_objectnet(objectnet):
     ("file", "content", "message"),
     [
         ("folder_to_objectnet_label.json", '{"chair": "Chair"}', "has no folder in"),
-        ("folder_to_objectnet_label.json", '{"chair": 3}', "got 3; expected strings"),
+        ("folder_to_objectnet_label.json", '{"chair": 3}', "got 3; expected a JSON object of strings"),
         ("objectnet_to_imagenet_1k.json", '{"Chair": "throne"}', "'throne' is not in"),
         ("objectnet_to_imagenet_1k.json", "[]", "expected a JSON object"),
         ("pytorch_to_imagenet_2012_id.json", '{"409": 99}', "is not in"),

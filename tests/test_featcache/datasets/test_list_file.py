@@ -170,9 +170,9 @@ paths = st.builds("/".join, st.lists(st.builds(" ".join, st.lists(part, min_size
 
 @given(paths.filter(lambda p: ".." not in p.split("/")), st.lists(part, min_size=1, max_size=3).map(" ".join))
 def test_written_lists_are_read_back(path, label):
-    assert parse_line(f"{path}\t{label}") == (path, label)
+    assert parse_line(f"{path}\t{label}", "x:1") == (path, label)
     if " " not in label:
-        assert parse_line(f"{path} {label}") == (path, label)
+        assert parse_line(f"{path} {label}", "x:1") == (path, label)
 
 
 def test_paths_start_from_the_nearest_folder_that_has_them(tmp_path):

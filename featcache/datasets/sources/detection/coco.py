@@ -12,51 +12,34 @@ Class order. The categories by id, also those without an object in this split.
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.files import (
-    PLACEHOLDER,
-    FileDataset,
-    check_name,
-    check_path,
-    check_split,
-    file_index,
-    local_path,
-    read_regular,
-    refuse_int_labels,
-    sizes_and_stamps,
-)
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, read_regular, sizes_and_stamps
 from featcache.datasets.labels import MAX_CLASSES
-from featcache.datasets.options import split_options
+from featcache.datasets.options import PLACEHOLDER, check_path, split_options
 from featcache.errors import DatasetError
 
 MAX_JSON = 1 << 31
 """Largest annotation file that is read."""
 
 
-def open_coco(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of a data set in COCO's format; the default name is ``coco``.
-
-    Raises
-    ------
-    DatasetError
-        FILE is not named or not in COCO's format, or none of its images exists.
-    """
-    refuse_int_labels("coco:IMAGES", labels)
+def open_coco(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open one split of a data set in COCO's format; the default name is ``coco``."""
     images, options = split_options("coco", argument, ("annotations",))
     if "annotations" not in options:
         raise DatasetError(
             f"coco:{argument}: no annotations; expected coco:IMAGES,annotations=FILE.json, such as "
             "instances_val2017.json"
         )
-    check_split(split)
     places = (images, options["annotations"])
     folder, file = (local_path("coco", text.replace(PLACEHOLDER, split)) for text in places)
-    found = _read(file)
+    try:
+        found = json.loads(read_regular(str(file), MAX_JSON, "a file of annotations"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: cannot be read as JSON ({error}); check the path, or restore it") from error
     try:
         paths, targets, classnames = _targets(found)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -65,18 +48,7 @@ def open_coco(argument: str, split: str, *, labels: str = "names", name: str | N
             "annotations with image_id and category_id, categories with id and name"
         ) from error
     files = sizes_and_stamps(folder, paths, file, "check the folder of the images")
-    index = file_index(paths, files, targets, classnames, str(file))
-    return FileDataset(check_name(name or "coco"), split, index, folder)
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(read_regular(str(file), MAX_JSON, "a file of annotations"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: cannot be read as JSON ({error}); check the path, or restore it") from error
-    if not isinstance(found, dict):
-        raise DatasetError(f"{file}: a JSON {type(found).__name__}; expected an object with images and categories")
-    return found
+    return files_below(name or "coco", split, file_index(paths, files, targets, classnames), folder)
 
 
 def _targets(found: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[np.int8], list[str]]:
@@ -94,5 +66,5 @@ def _targets(found: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[np.int8],
         if image not in row_of or category not in column_of:
             raise ValueError(f"an object of image {image!r}, category {category!r}, which are not both listed")
         targets[row_of[image], column_of[category]] = 1
-    paths = [check_path(str(image["file_name"])) for image in found["images"]]
+    paths = [check_path(str(image["file_name"]), "file_name") for image in found["images"]]
     return paths, targets, [str(category["name"]) for category in categories]

@@ -14,19 +14,8 @@ Class order. VOC's twenty classes by name, unless a ``classes.txt`` in the year'
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from featcache.datasets.files import (
-    WHOLE,
-    FileDataset,
-    check_name,
-    check_path,
-    check_split,
-    default_name,
-    file_index,
-    local_path,
-    read_regular,
-    refuse_int_labels,
-    sizes_and_stamps,
-)
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, read_regular, sizes_and_stamps
+from featcache.datasets.options import WHOLE, check_path, default_name
 from featcache.datasets.targets import targets_of_names
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import listed_names, read_lines
@@ -40,17 +29,10 @@ MAX_XML = 1 << 24
 """Largest annotation file that is read."""
 
 
-def open_voc(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of a data set in the format of PASCAL VOC; the default name is that of the folder.
-
-    Raises
-    ------
-    DatasetError
-        A file is missing or malformed, a class is not in the class list, or no image exists.
-    """
-    refuse_int_labels("voc:DIR", labels)
+def open_voc(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open one split of a data set in the format of PASCAL VOC; the default name is that of the folder."""
     folder = _folder_of(argument)
-    ids = _ids(folder, check_split(split))
+    ids = _ids(folder, split)
     objects = [_objects(folder / NOTES / f"{sample}.xml") for sample in ids]
     present = [[name for name, difficult in found if not difficult] for found in objects]
     unknown = [[name for name, difficult in found if difficult] for found in objects]
@@ -58,8 +40,8 @@ def open_voc(argument: str, split: str, *, labels: str = "names", name: str | No
     targets, classnames = targets_of_names(present, lambda row: f"{folder / NOTES / ids[row]}.xml", names, unknown)
     paths = [f"{sample}.jpg" for sample in ids]
     files = sizes_and_stamps(folder / IMAGES, paths, folder, "restore them")
-    index = file_index(paths, files, targets, classnames, f"voc:{argument} split {split}")
-    return FileDataset(check_name(name or default_name(folder.name)), split, index, folder / IMAGES)
+    index = file_index(paths, files, targets, classnames)
+    return files_below(name or default_name(folder.name), split, index, folder / IMAGES)
 
 
 def _folder_of(argument: str) -> Path:
@@ -83,13 +65,9 @@ def _ids(folder: Path, split: str) -> list[str]:
             there = sorted(one.stem for one in (folder / SETS).glob("*.txt") if "_" not in one.stem)
             raise DatasetError(f"{file}: no such split; there are {', '.join(there) or 'none'}, and all")
         ids = [line.strip() for line in read_lines(file) if line.strip()]
-    try:
-        ids = [check_path(sample) for sample in ids]
-    except ValueError as error:
-        raise DatasetError(f"{folder}: split {split}: {error}") from error
     if not ids:
         raise DatasetError(f"{folder}: split {split} has no image; expected a line with an id for each")
-    return ids
+    return [check_path(sample, f"{folder}: split {split}") for sample in ids]
 
 
 class _Builder(ET.TreeBuilder):
@@ -103,10 +81,7 @@ def _objects(file: Path) -> list[tuple[str, bool]]:
     """The class of every object of an image, and whether it is marked as difficult."""
     try:
         content = read_regular(str(file), MAX_XML, "a file of annotations")
-        tree = ET.fromstring(content, ET.XMLParser(target=_Builder()))
-        found = [
-            (str(one.findtext("name") or "").strip(), one.findtext("difficult") or "0") for one in tree.iter("object")
-        ]
-        return [(name, bool(int(difficult))) for name, difficult in found]
+        found = ET.fromstring(content, ET.XMLParser(target=_Builder())).iter("object")
+        return [((one.findtext("name") or "").strip(), bool(int(one.findtext("difficult") or "0"))) for one in found]
     except (OSError, ValueError, ET.ParseError) as error:
         raise DatasetError(f"{file}: not VOC's annotations ({error}); restore it") from error

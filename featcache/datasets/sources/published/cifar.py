@@ -14,29 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.datasets.files import check_name, local_path, refuse_int_labels, size_and_stamp
+from featcache.datasets.files import local_path, size_and_stamp
 from featcache.datasets.formats.pickled_arrays import read_pickled
 from featcache.datasets.options import split_options
-from featcache.datasets.sources.arrays import Array, ArrayDataset, array_index, load_array
+from featcache.datasets.sources.arrays import ArrayDataset, array_index, load_array
 from featcache.errors import DatasetError
 from featcache.prompts.class_lists import load_classnames
+from featcache.store.layout import Array
 
 NAMES = {"10.1": "CIFAR101", "10.2": "CIFAR102"}
 """Version -> default name, as in WiSE-FT's results."""
 SIDE = 32
 
 
-def open_cifar(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
-    """Open one split of CIFAR-10.1 or CIFAR-10.2.
-
-    See `open_dataset`; the default name is one of `NAMES`.
-
-    Raises
-    ------
-    DatasetError
-        A file is missing or holds something else.
-    """
-    refuse_int_labels("cifar:10.1:DIR", labels)
+def open_cifar(argument: str, split: str, *, name: str | None = None) -> ArrayDataset:
+    """Open one split of CIFAR-10.1 or CIFAR-10.2; the default name is one of `NAMES`."""
     kind, colon, rest = argument.partition(":")
     place, options = split_options("cifar", rest, ("version",))
     if kind not in NAMES or not colon:
@@ -57,7 +49,7 @@ def open_cifar(argument: str, split: str, *, labels: str = "names", name: str | 
         raise DatasetError(f"{path}: got labels of type {targets.dtype}; expected whole numbers: restore the files")
     numbers, names = np.asarray(targets).astype(np.int64), load_classnames("cifar10")
     index = array_index(path, facts, images, numbers, names, prefix=f"cifar{kind}/{split}")
-    return ArrayDataset(check_name(name or NAMES[kind]), split, index, images)
+    return ArrayDataset(name or NAMES[kind], split, index, images)
 
 
 def _of_101(path: Path) -> tuple[Array, Array]:

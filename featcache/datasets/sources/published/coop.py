@@ -10,50 +10,29 @@ rows per class for validation). CoOp's own draws depend on the state of Python's
 and are stored as pickles; they are not read.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featcache.datasets.classes import listed_beside
-from featcache.datasets.files import (
-    FileDataset,
-    check_name,
-    check_path,
-    check_split,
-    default_name,
-    file_index,
-    local_path,
-    refuse_int_labels,
-    size_and_stamp,
-)
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, size_and_stamp
 from featcache.datasets.labels import MAX_CLASSES
-from featcache.datasets.options import split_options
+from featcache.datasets.options import WHOLE, check_path, default_name, split_options
 from featcache.errors import DatasetError
-from featcache.parameters import check_regular
+from featcache.prompts.text_files import read_json
 
 Item = tuple[str, int, str]
 IMAGE_FOLDERS = ("101_ObjectCategories", "2750", "images", "jpg", "SUN397", "UCF-101-midframes")
 """CoOp's image folders beside its split files."""
 
 
-def open_coop(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of a CoOp split file.
-
-    See `open_dataset`; the default name is that of the file without ``split_zhou_``.
-
-    Raises
-    ------
-    DatasetError
-        The file is not a CoOp split file, has no such split, or none of its images exists.
-    """
-    refuse_int_labels("coop", labels)
+def open_coop(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open one split of a CoOp split file; the default name is that of the file without ``split_zhou_``."""
     file, options = split_options("coop", argument, ("root",))
     path = local_path("coop", file)
-    splits = parse_splits(_read(path), str(path))
-    check_split(split)
-    if split != "all" and split not in splits:
+    splits = parse_splits(read_json(path, "expected a split file of CoOp"), str(path))
+    if split != WHOLE and split not in splits:
         raise DatasetError(f"{path}: no split {split!r}; it has {', '.join(splits)}, or take all")
-    items = [item for part in splits.values() for item in part] if split == "all" else splits[split]
+    items = [item for part in splits.values() for item in part] if split == WHOLE else splits[split]
     places = [path.parent, *(path.parent / folder for folder in IMAGE_FOLDERS)]
     if "root" in options:
         places = [local_path("coop", options["root"])]
@@ -65,9 +44,9 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
             f"{root / items[0][0]}); name their folder: coop:{file},root=DIR"
         )
     classnames = class_list(splits, str(path))
-    index = file_index([item[0] for item in items], files, [item[1] for item in items], classnames, str(path))
-    title = check_name(name or default_name(path.stem.removeprefix("split_zhou_")))
-    return FileDataset(title, split, listed_beside(index, path.parent), root)
+    index = file_index([item[0] for item in items], files, [item[1] for item in items], classnames)
+    title = name or default_name(path.stem.removeprefix("split_zhou_"))
+    return files_below(title, split, listed_beside(index, path.parent), root)
 
 
 def _found(items: Sequence[Item], places: Sequence[Path]) -> tuple[Path, list[tuple[int, int]]]:
@@ -79,28 +58,9 @@ def _found(items: Sequence[Item], places: Sequence[Path]) -> tuple[Path, list[tu
     return places[0], [(0, 0)] * len(items)
 
 
-def _read(path: Path) -> object:
-    try:
-        check_regular(path)
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}); expected a split file of CoOp") from error
-
-
 def parse_splits(record: object, source: str) -> dict[str, list[Item]]:
-    """Check the content of a split file.
+    """The content of a split file, in which no path may occur twice; DatasetError names a wrong entry.
 
-    Returns
-    -------
-    Split -> list of (path, label, class name); no path occurs twice.
-
-    Raises
-    ------
-    DatasetError
-        An entry is wrong; the error names it.
-
-    Examples
-    --------
     >>> parse_splits({"train": [["a.jpg", 0, "cat"]], "test": [["b.jpg", 0, "cat"]]}, "x.json")
     {'train': [('a.jpg', 0, 'cat')], 'test': [('b.jpg', 0, 'cat')]}
     """
@@ -125,30 +85,18 @@ def _item(entry: object, where: str, seen: set[str]) -> Item:
             raise DatasetError(f"{where}: got {entry!r}, expected [path, label (a whole number), class name]")
     if not 0 <= label < MAX_CLASSES:
         raise DatasetError(f"{where}: label {label}, expected 0 to {MAX_CLASSES - 1:,}")
-    try:
-        check_path(path)
-    except ValueError as error:
-        raise DatasetError(f"{where}: {error}") from error
-    if path in seen:
+    if check_path(path, where) in seen:
         raise DatasetError(f"{where}: {path!r} occurs twice in the file; a sample belongs to one split")
     seen.add(path)
     return path, label, name
 
 
 def class_list(splits: Mapping[str, Sequence[Item]], source: str) -> list[str]:
-    """Class names by label, over all splits.
-
-    Raises
-    ------
-    DatasetError
-        A label has two names, or a label below the largest has none.
-    """
+    """Class names by label, over all splits; DatasetError if a label has two names, or one below the largest none."""
     names: dict[int, str] = {}
-    for item in (item for part in splits.values() for item in part):
-        if names.setdefault(item[1], item[2]) != item[2]:
-            raise DatasetError(
-                f"{source}: label {item[1]} is both {names[item[1]]!r} and {item[2]!r}; expected one name"
-            )
+    for _, label, name in (item for part in splits.values() for item in part):
+        if names.setdefault(label, name) != name:
+            raise DatasetError(f"{source}: label {label} is both {names[label]!r} and {name!r}; expected one name")
     missing = [label for label in range(max(names) + 1) if label not in names]
     if missing:
         raise DatasetError(f"{source}: labels reach {max(names)}, and {missing[:5]} have no sample in any split")

@@ -31,8 +31,7 @@ import numpy.typing as npt
 import xxhash
 from scipy import ndimage
 
-from featcache.datasets.base import Picture, SampleIndex
-from featcache.datasets.files import check_name, refuse_int_labels
+from featcache.datasets.base import Opened, Picture, SampleIndex
 from featcache.errors import DatasetError
 
 Image = npt.NDArray[np.float64]
@@ -47,20 +46,21 @@ NOISE = 64.0
 
 
 @dataclass(frozen=True)
-class DigitsDataset:
-    """One split of the digits in one domain; images are generated when they are read."""
+class DigitsDataset(Opened):
+    """One split of the digits in one domain; images are generated when they are read.
 
-    name: str
-    split: str
-    index: SampleIndex
+    Parameters
+    ----------
+    originals : (N,) indices into scikit-learn's 1,797 images
+    """
+
     domain: str
     originals: npt.NDArray[np.int64]
-    """(N,) indices into scikit-learn's 1,797 images."""
 
     def read(self, row: int) -> bytes:
         """The image as little-endian float32 (H, W, 3)."""
         original = int(self.originals[row])
-        picture = DOMAINS[self.domain](_images()[original], original)
+        picture = DOMAINS[self.domain](_source()[0][original] * (255 / 16), original)
         return np.repeat(picture[..., None], 3, axis=2).astype("<f4").tobytes()
 
     @property
@@ -74,23 +74,13 @@ class DigitsDataset:
         return np.frombuffer(content, "<f4").reshape(side, side, 3).astype(np.float32, copy=False)
 
 
-def open_digits(domain: str, split: str, *, labels: str = "names", name: str | None = None) -> DigitsDataset:
-    """Open one split of the digits.
+def open_digits(domain: str, split: str, *, name: str | None = None) -> DigitsDataset:
+    """Open one split of the digits; the default name is ``digits``, with ``-<domain>`` unless that is the clean one.
 
-    See `open_dataset`; the default name is ``digits`` for the clean domain, else ``digits-<domain>``.
-
-    Raises
-    ------
-    DatasetError
-        The domain or split is unknown.
-
-    Examples
-    --------
     >>> data = open_digits("rotated", "test")
     >>> data.decode(data.read(0), 0).shape, data.index.ids[0]
     ((40, 40, 3), 'digits-v1/rotated/0001')
     """
-    refuse_int_labels("digits", labels)
     domain = domain or "clean"
     if domain not in DOMAINS:
         raise DatasetError(f"digits:{domain}: unknown domain; expected one of {', '.join(DOMAINS)}")
@@ -107,7 +97,7 @@ def open_digits(domain: str, split: str, *, labels: str = "names", name: str | N
         CLASSNAMES,
     )
     default = "digits" if domain == "clean" else f"digits-{domain}"
-    return DigitsDataset(check_name(name or default), split, index, domain, originals)
+    return DigitsDataset(name or default, split, index, domain, originals)
 
 
 @cache
@@ -123,11 +113,6 @@ def _source() -> tuple[Image, npt.NDArray[np.int64]]:
             "images; install scikit-learn 1.6 to 1.9"
         )
     return images, targets
-
-
-def _images() -> Image:
-    """(1797, 8, 8) values 0-255; exact in float32, since 255/16 is."""
-    return _source()[0] * (255 / 16)
 
 
 def _hash(original: int, purpose: str) -> int:
@@ -165,18 +150,10 @@ def _whole(image: Image) -> Image:
     return np.asarray(np.clip(np.rint(image), 0, 255))
 
 
-def _clean(image: Image, original: int) -> Image:
-    return image
-
-
 def _sketch(image: Image, original: int) -> Image:
     large = _enlarge(image)
     edges = np.hypot(ndimage.sobel(large, axis=0, mode="constant"), ndimage.sobel(large, axis=1, mode="constant"))
     return _whole(edges * (1.5 * 255 / edges.max()))  # the strongest third saturates
-
-
-def _inverted(image: Image, original: int) -> Image:
-    return 255 - image
 
 
 def _noisy(image: Image, original: int) -> Image:
@@ -198,9 +175,9 @@ def _lowres(image: Image, original: int) -> Image:
 
 
 DOMAINS: dict[str, Shift] = {
-    "clean": _clean,
+    "clean": lambda image, original: image,
     "sketch": _sketch,
-    "inverted": _inverted,
+    "inverted": lambda image, original: 255 - image,
     "noisy": _noisy,
     "rotated": _rotated,
     "lowres": _lowres,

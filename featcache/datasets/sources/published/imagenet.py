@@ -22,49 +22,27 @@ folder that is not a class is an error, except for ObjectNet's 200 classes outsi
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featcache.datasets.files import (
-    WHOLE,
-    FileDataset,
-    check_name,
-    check_split,
-    default_name,
-    local_path,
-    refuse_int_labels,
-)
-from featcache.datasets.options import split_options
+from featcache.datasets.files import ImageFiles, files_below, local_path
+from featcache.datasets.options import WHOLE, default_name, split_options
 from featcache.datasets.sources.image_folder import class_folder_index, class_folders, split_folder
 from featcache.errors import DatasetError
 from featcache.prompts.imagenet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
 from featcache.prompts.objectnet import has_mappings, load_objectnet, shared_classes
 
-VERSIONS = {
-    "": "imagenet",
-    **{kind: f"imagenet-{kind}" for kind in ("sketch", "v2", "r", "a")},
-    "objectnet": "objectnet",
-}
+SHIFTED = {kind: f"imagenet-{kind}" for kind in ("sketch", "v2", "r", "a")}
+VERSIONS = {"": "imagenet", **SHIFTED, "objectnet": "objectnet"}
 """Prefix of DIR -> the data set's name."""
 
-WISE_FT = {
-    **dict(zip(VERSIONS, ("ImageNet", "ImageNetSketch", "ImageNetV2", "ImageNetR", "ImageNetA"), strict=False)),
-    "objectnet": "ObjectNet",
-}
+RESULTS = ("ImageNet", "ImageNetSketch", "ImageNetV2", "ImageNetR", "ImageNetA", "ObjectNet")
+WISE_FT = dict(zip(VERSIONS, RESULTS, strict=True))
 """Prefix of DIR -> the data set's name in WiSE-FT's results."""
 
 RESULTS_NAMES = {VERSIONS[kind]: name for kind, name in WISE_FT.items()}
 """The data set's name -> its name in WiSE-FT's results."""
 
 
-def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of ImageNet, or a shifted version of it.
-
-    See `open_dataset`; the default name is one of `VERSIONS`, or of `WISE_FT`.
-
-    Raises
-    ------
-    DatasetError
-        There is no such folder, or a folder in it is not a class.
-    """
-    refuse_int_labels("imagenet:DIR", labels)
+def open_imagenet(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open one split of ImageNet, or a shifted version of it; the default name is one of `VERSIONS` or `WISE_FT`."""
     first, colon, rest = argument.partition(":")
     kind, place = (first, rest) if colon and first in VERSIONS else ("", argument)
     place, options = split_options("imagenet", place, ("names",))
@@ -77,7 +55,7 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
             f"imagenet:{argument}: {base} is not a folder; expected DIR, or one of {_known()} before DIR"
         )
     label, classnames = _classes(kind, base)
-    root = _root(kind, base, check_split(split))
+    root = _root(kind, base, split)
     found = class_folders(root)
     unknown = [folder for folder in found if folder not in label]
     if unknown and kind != "objectnet":
@@ -85,9 +63,8 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
             f"{root}: {', '.join(unknown[:5])} {'is' if len(unknown) == 1 else 'are'} no class of {VERSIONS[kind]}, "
             f"expected folders such as {next(iter(label))}: check DIR and the version ({_known()} before DIR)"
         )
-    wanted = [folder for folder in found if folder in label]
-    index = class_folder_index(root, label, classnames, f"imagenet:{argument} split {split}", wanted)
-    return FileDataset(check_name(default_name(name or usual)), split, index, root)
+    index = class_folder_index(root, label, classnames, [folder for folder in found if folder in label])
+    return files_below(default_name(name or usual), split, index, root)
 
 
 def _known() -> str:
@@ -98,15 +75,12 @@ def _classes(kind: str, base: Path) -> tuple[Mapping[str, int], Sequence[str]]:
     """Class folder -> label, and the class names."""
     if kind == "objectnet":
         mapping = load_objectnet(base) if has_mappings(base) else shared_classes()
-        return _numbered(mapping.folders), mapping.classnames
-    if kind in ("r", "a"):
-        return _numbered(subset_wnids(VERSIONS[kind])), subset_names_of(VERSIONS[kind])
-    folders = tuple(map(str, range(1000))) if kind == "v2" else imagenet_wnids()
-    return _numbered(folders), imagenet_names()
-
-
-def _numbered(folders: Sequence[str]) -> dict[str, int]:
-    return {folder: number for number, folder in enumerate(folders)}
+        folders, names = mapping.folders, mapping.classnames
+    elif kind in ("r", "a"):
+        folders, names = subset_wnids(VERSIONS[kind]), subset_names_of(VERSIONS[kind])
+    else:
+        folders, names = tuple(map(str, range(1000))) if kind == "v2" else imagenet_wnids(), imagenet_names()
+    return {folder: number for number, folder in enumerate(folders)}, names
 
 
 def _root(kind: str, base: Path, split: str) -> Path:

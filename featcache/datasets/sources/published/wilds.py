@@ -18,17 +18,9 @@ Class order. That of WILDS: the lists ``fmow`` and ``iwildcam`` of `featcache.pr
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.datasets.files import (
-    FileDataset,
-    check_name,
-    file_index,
-    local_path,
-    refuse_int_labels,
-    sizes_and_stamps,
-)
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, sizes_and_stamps
 from featcache.errors import DatasetError
 from featcache.prompts.class_lists import load_class_list
 from featcache.prompts.text_files import read_lines
@@ -45,26 +37,12 @@ WISE_FT = {
 VAL_YEAR, TEST_YEAR = 2013, 2016
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The samples of a split: ids, class indices, metadata columns."""
-
-    ids: Sequence[str]
-    labels: Sequence[int]
-    metadata: dict[str, list[str] | list[int]]
+Rows = tuple[list[str], list[int], dict[str, list[str] | list[int]]]
+"""The samples of a split: ids, class indices, metadata columns."""
 
 
-def open_wilds(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of a WILDS data set.
-
-    See `open_dataset`; the default name is one of `WISE_FT`, or that of the data set.
-
-    Raises
-    ------
-    DatasetError
-        A file, a column or a split is missing.
-    """
-    refuse_int_labels("wilds:NAME:DIR", labels)
+def open_wilds(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open one split of a WILDS data set; the default name is one of `WISE_FT`, or that of the data set."""
     kind, colon, place = argument.partition(":")
     if kind not in KINDS or not colon:
         raise DatasetError(f"wilds:{argument}: expected wilds:NAME:DIR with one of the names {', '.join(KINDS)}")
@@ -77,13 +55,12 @@ def open_wilds(argument: str, split: str, *, labels: str = "names", name: str | 
     )
     if folder is None:
         raise DatasetError(f"{base}: no {table} in it, nor in {kind}_v*; check the path")
-    rows = rows_of(folder, split)
-    if not rows.ids:
+    ids, labels, metadata = rows_of(folder, split)
+    if not ids:
         raise DatasetError(f"{folder / table}: no row of split {split!r}; restore the file")
-    files = sizes_and_stamps(folder, rows.ids, folder, "restore them")
-    names = load_class_list(kind).names
-    index = file_index(rows.ids, files, rows.labels, names, f"wilds:{kind} split {split}", rows.metadata)
-    return FileDataset(check_name(name or WISE_FT.get((kind, split), kind)), split, index, folder)
+    files = sizes_and_stamps(folder, ids, folder, "restore them")
+    index = file_index(ids, files, labels, load_class_list(kind).names, metadata)
+    return files_below(name or WISE_FT.get((kind, split), kind), split, index, folder)
 
 
 def _read(file: Path, columns: Sequence[str]) -> list[Record]:
@@ -117,13 +94,10 @@ def _fmow(folder: Path, split: str) -> Rows:
     place = {key: number for number, key in enumerate(load_class_list("fmow").keys)}
     if odd := next((rows[n]["category"] for n in kept if rows[n]["category"] not in place), None):
         raise DatasetError(f"{file}: category {odd!r} is not one of the {len(place)}; restore the file")
-    return Rows(
+    return (
         [f"images/rgb_img_{n}.png" for n in kept],
         [place[rows[n]["category"]] for n in kept],
-        {
-            "region": [region.get(rows[n]["country_code"], "") for n in kept],
-            "year": [years[n] for n in kept],
-        },
+        {"region": [region.get(rows[n]["country_code"], "") for n in kept], "year": [years[n] for n in kept]},
     )
 
 
@@ -133,7 +107,7 @@ def _iwildcam(folder: Path, split: str) -> Rows:
     kept = [n for n, row in enumerate(rows) if row["split"] == split]
     columns = {name: [_whole(rows[n][f"{name}_remapped"], file, n) for n in kept] for name in ("location", "sequence")}
     labels = [_whole(rows[n]["y"], file, n) for n in kept]
-    return Rows([f"train/{rows[n]['filename']}" for n in kept], labels, {**columns})
+    return [f"train/{rows[n]['filename']}" for n in kept], labels, {**columns}
 
 
 KINDS: dict[str, tuple[str, Callable[[Path, str], Rows]]] = {

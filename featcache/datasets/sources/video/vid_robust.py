@@ -12,19 +12,11 @@ pm-0 and pm-10 accuracy in `featcache evaluate` (`heads.evaluation.frames`).
 
 from pathlib import Path
 
-from featcache.datasets.files import (
-    WHOLE,
-    FileDataset,
-    check_name,
-    check_path,
-    file_index,
-    json_object,
-    local_path,
-    refuse_int_labels,
-    sizes_and_stamps,
-)
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, sizes_and_stamps
+from featcache.datasets.options import WHOLE, check_path
 from featcache.errors import DatasetError
 from featcache.prompts.imagenet import imagenet_wnids
+from featcache.prompts.text_files import json_object
 
 NAME = "ImageNetVidRobust"
 """Default name, as in WiSE-FT's results."""
@@ -33,15 +25,8 @@ SETS = "metadata/pmsets.json"
 SEPARATOR = " "
 
 
-def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open ImageNet-Vid-Robust.
-
-    Raises
-    ------
-    DatasetError
-        A file is missing or malformed.
-    """
-    refuse_int_labels("vid-robust:DIR", labels)
+def open_vid_robust(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open ImageNet-Vid-Robust."""
     folder = folder_of(argument)
     if split not in ("test", WHOLE):
         raise DatasetError(f"{folder}: no split {split!r}; expected test")
@@ -53,7 +38,7 @@ def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: s
     keys = sorted(anchors)
     classnames = vid_classes(folder)[0]
     try:
-        numbers = [[int(str(label)) for label in known[check_path(key)]] for key in keys]
+        numbers = [[int(str(label)) for label in known[check_path(key, SETS)]] for key in keys]
         targets = [found[0] for found in numbers]
     except (KeyError, IndexError, ValueError) as error:
         raise DatasetError(f"{folder}: no label of a frame ({error}); restore metadata/labels.json") from error
@@ -62,8 +47,7 @@ def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: s
         "anchor": [SEPARATOR.join(anchors[key]) for key in keys],
         "also": [SEPARATOR.join(map(str, found[1:])) for found in numbers],
     }
-    index = file_index(keys, files, targets, classnames, f"vid-robust:{argument}", metadata)
-    return FileDataset(check_name(name or NAME), split, index, folder)
+    return files_below(name or NAME, split, file_index(keys, files, targets, classnames, metadata), folder)
 
 
 def folder_of(argument: str) -> Path:

@@ -19,19 +19,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcache.datasets.files import (
-    WHOLE,
-    FileDataset,
-    check_name,
-    file_index,
-    json_object,
-    local_path,
-    refuse_int_labels,
-    sizes_and_stamps,
-)
-from featcache.datasets.options import split_options
+from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, sizes_and_stamps
+from featcache.datasets.options import WHOLE, split_options
 from featcache.errors import DatasetError
-from featcache.prompts.text_files import read_lines
+from featcache.prompts.text_files import json_object, read_lines
 
 NAME = "YTBBRobust"
 """Default name, as in WiSE-FT's results."""
@@ -57,15 +48,8 @@ FRAME = re.compile(r"([^/\s]+_\d+)/frame-(\d+)\.jpg")
 Annotations = dict[str, list[str]]
 
 
-def open_ytbb_robust(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open YTBB-Robust.
-
-    Raises
-    ------
-    DatasetError
-        A file is missing or malformed.
-    """
-    refuse_int_labels("ytbb-robust:DIR", labels)
+def open_ytbb_robust(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+    """Open YTBB-Robust."""
     folder, notes = folders_of(argument)
     if split not in ("test", WHOLE):
         raise DatasetError(f"{folder}: no split {split!r}; expected test")
@@ -81,8 +65,7 @@ def open_ytbb_robust(argument: str, split: str, *, labels: str = "names", name: 
         "also": [" ".join(map(str, found)) for found in further],
     }
     targets = [known[owner[key]][0] for key in keys]
-    index = file_index(keys, files, targets, classnames, f"ytbb-robust:{argument}", metadata)
-    return FileDataset(check_name(name or NAME), split, index, folder)
+    return files_below(name or NAME, split, file_index(keys, files, targets, classnames, metadata), folder)
 
 
 def folders_of(argument: str) -> tuple[Path, Path]:
