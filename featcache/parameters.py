@@ -14,7 +14,7 @@ Traceback (most recent call last):
     ...
 ValueError: metric is 'foo', expected 'top1' or 'nll'
 >>> declared["alphas"].expected
-'a list of (a number above 0), or null'
+'a list of numbers above 0, or null'
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import inspect
 import json
 import math
 import os
+import re
 import reprlib
 import stat
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from numbers import Integral, Real
@@ -68,22 +69,28 @@ class Plugins(MutableMapping[str, T]):
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, inclusive, except that `low` is excluded if `open`."""
+    """Numbers from `low` to `high`; `open` excludes `low`, and `below` excludes `high`."""
 
     low: float = -math.inf
     high: float = math.inf
     open: bool = False
+    below: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and not (self.open and value == self.low)
+        return self.low <= value <= self.high and not (
+            (self.open and value == self.low) or (self.below and value == self.high)
+        )
 
     def __str__(self) -> str:
         low = "" if self.low == -math.inf else f" {'above' if self.open else 'from'} {_number(self.low)}"
-        return low if self.high == math.inf else f"{low} to {_number(self.high)}"
+        if self.high == math.inf:
+            return low
+        limit = ("and below" if self.below else "and at most") if self.open else ("to below" if self.below else "to")
+        return f"{low} {limit} {_number(self.high)}"
 
 
 class OneOf:
-    """A choice of texts."""
+    """A choice among strings."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -92,16 +99,19 @@ class OneOf:
         return value in self.names
 
     def __str__(self) -> str:
-        return " or ".join(map(repr, self.names))
+        return _either(self.names)
 
 
 Positive = Annotated[float, Range(0, open=True)]
 NotNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1, below=True)]
+Tolerance = Annotated[float, Range(0, 1, open=True, below=True)]
 MAX_RATE, MAX_DECAY = 1e30, 1e6
 """Limits of learning rate and weight decay: torch's optimisers fail if their product overflows float32."""
 Rate = Annotated[float, Range(0, MAX_RATE, open=True)]
 Decay = Annotated[float, Range(0, MAX_DECAY)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
+Whole = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 
@@ -121,21 +131,38 @@ class Parameter:
     default: Any
 
     @property
+    def choices(self) -> tuple[str, ...] | None:
+        """The allowed strings of a parameter that is a choice among strings."""
+        (limit,) = get_args(self.kind)[1:2] or (None,)
+        return limit.names if isinstance(limit, OneOf) else None
+
+    @property
     def expected(self) -> str:
         """The allowed values, in words."""
         return _words(self.kind)
 
     def check(self, value: T) -> T:
-        """The value itself.
+        """The value itself; arrays, tensors and their scalars are checked as lists and numbers.
 
         Raises
         ------
         ValueError
-            The value is not allowed; the message names the parameter, the value, and what is allowed.
+            The value is not allowed, or is an empty list; the message names the parameter, the value, and what is
+            allowed.
         """
-        if not _fits(value, self.kind):
-            raise ValueError(f"{self.name} is {value!r}, expected {self.expected}")
+        if self.kind in (Any, object):
+            return value
+        plain: object = value.tolist() if hasattr(value, "tolist") else value
+        plain = list(plain) if isinstance(plain, tuple) else plain
+        if plain == [] or not _fits(plain, self.kind):
+            raise ValueError(f"{self.name} is {plain!r}, expected {self.expected}")
         return value
+
+
+def check_parameters(declared: Mapping[str, Parameter], values: Mapping[str, object]) -> None:
+    """Check the values of parameters, by name; ValueError for the first that is not allowed."""
+    for name, value in values.items():
+        declared[name].check(value)
 
 
 def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
@@ -146,6 +173,23 @@ def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
         name: Parameter(name, kinds.get(name, Any), found.default)
         for name, found in inspect.signature(plugin).parameters.items()
     }
+
+
+def described(declared: Mapping[str, Parameter]) -> str:
+    """A line for each parameter: its name, what is allowed, and the default, as JSON; or "none".
+
+    >>> def probe(C: Positive = 1.0, metric: Annotated[str, OneOf("top1", "nll")] = "nll"): ...
+    >>> print(described(parameters_of(probe)))
+      C       a number above 0 (default: 1.0)
+      metric  'top1' or 'nll' (default: "nll")
+    """
+    width = max(map(len, declared), default=0)
+    lines = []
+    for name, parameter in declared.items():
+        default = json.dumps(parameter.default, default=str)
+        shown = default if len(default) <= 60 else f"{default[:57]}..."
+        lines.append(f"  {name:<{width}}  {parameter.expected} (default: {shown})")
+    return "\n".join(lines) or "  none"
 
 
 def check_record(
@@ -232,7 +276,7 @@ _WORDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     type(None): "null",
 }
 
@@ -247,14 +291,27 @@ def _words(kind: Any) -> str:
             return str(parts[1])
         return _words(parts[0]) + "".join(str(limit) for limit in parts[1:] if isinstance(limit, Range))
     if origin is Literal:
-        return " or ".join(repr(choice) for choice in parts)
+        return _either(parts)
     if origin in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys(_words(part) for part in parts))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "an object {name: value}"
     if origin is not None:
-        return f"a list of ({_words(parts[0])})"
+        return f"a list of {_plural(parts[0])}"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _plural(kind: Any) -> str:
+    """An annotation in words, for several values."""
+    words = _words(kind)
+    if " or " in words:
+        return f"values, each of them {words}"
+    return re.sub(r"^an? ((?:whole )?\w+)", r"\1s", words)
+
+
+def _either(values: Sequence[object]) -> str:
+    *most, last = map(repr, values)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 OPENED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")

@@ -4,8 +4,10 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from featcache.errors import FeatcacheError
+from featcache.parameters import Count, Range, Whole, check_parameters, parameters_of
 from featcache.store.reading.parts import Part
 from featcache.store.reading.tokens import check_pool, has_tokens, pooled_name, tap_name
 
@@ -86,19 +88,19 @@ class EncodeOptions:
     reuse : copy rows whose content another finished store of the same encoder holds; see `featcache.encoding.reuse`
     """
 
-    batch_size: int | None = None
-    chunk_rows: int | None = None
-    workers: int | None = None
-    ahead: int | None = None
-    max_bad: int = 0
+    batch_size: Count | None = None
+    chunk_rows: Count | None = None
+    workers: Count | None = None
+    ahead: Whole | None = None
+    max_bad: Whole = 0
     update_labels: bool = False
     refresh: bool = False
     share: Share | None = None
     taps: Sequence[str] = ()
     pool: str | None = None
-    views: int = 0
+    views: Annotated[int, Range(0, MOST_VIEWS)] = 0
     augmentation: str = "plain"
-    view_seed: int = 0
+    view_seed: Whole = 0
     reuse: bool = True
     compiled: bool = False
 
@@ -116,10 +118,7 @@ class EncodeOptions:
             check_pool(self.pool)
             if not any(map(has_tokens, self.taps)):
                 raise FeatcacheError(f"pool {self.pool}: no tap with tokens to pool; name one, such as --tap patch")
-        least_values = {"batch_size": 1, "chunk_rows": 1, "workers": 1, "max_bad": 0, "views": 0, "view_seed": 0}
-        for name, least in least_values.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise FeatcacheError(f"{name} is {value}, expected at least {least}")
-        if self.views > MOST_VIEWS:
-            raise FeatcacheError(f"views is {self.views}, expected at most {MOST_VIEWS:,}")
+        try:
+            check_parameters(parameters_of(EncodeOptions), {k: v for k, v in vars(self).items() if k != "taps"})
+        except ValueError as error:
+            raise FeatcacheError(str(error)) from None

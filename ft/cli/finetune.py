@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import types
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from featcache.cli.arguments import (
     data_arguments,
@@ -22,7 +22,7 @@ from featcache.errors import TrainingError
 from featcache.progress import Silent, counted
 from ft.recipes import RECIPES, load_recipe
 from ft.regularizers import REGULARIZERS
-from ft.training.options import CHOICES, FinetuneOptions, parse_regularizer
+from ft.training.options import FinetuneOptions, declared_options, parse_regularizer
 from heads.cli.arguments import results_argument
 
 if TYPE_CHECKING:
@@ -127,11 +127,11 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: ob
     if kind is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
         return
-    if isinstance(kind, types.UnionType):  # int | None
+    if get_origin(kind) in (Union, types.UnionType):  # int | None
         kind = next(part for part in get_args(kind) if part is not type(None))
     if get_origin(kind) is tuple:
         kind, settings["nargs"] = get_args(kind)[0], 2 if name == "betas" else "+"
-    parser.add_argument(flag, type=kind, choices=CHOICES.get(name), **settings)
+    parser.add_argument(flag, type=kind, choices=declared_options()[name].choices, **settings)
 
 
 def run(args: argparse.Namespace) -> int:

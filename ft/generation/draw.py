@@ -17,6 +17,7 @@ from PIL import Image
 
 from featcache.encoding.options import Share
 from featcache.errors import FeatcacheError, MismatchError
+from featcache.parameters import Count, NotNegative, check_parameters, parameters_of
 from featcache.progress import Progress, Silent, Waits
 from featcache.prompts.text_files import CLASS_FILE
 from featcache.store import places
@@ -47,27 +48,26 @@ class GenerateOptions:
     batch_size : images per forward pass; not recorded, since it changes no image
     """
 
-    images: int = 64
+    images: Count = 64
     seed: int = 1
-    guidance_scale: float = 5.0
-    steps: int = 50
-    height: int = 512
-    width: int = 512
-    size: int = 224
-    batch_size: int = 16
+    guidance_scale: NotNegative = 5.0
+    steps: Count = 50
+    height: Count = 512
+    width: Count = 512
+    size: Count = 224
+    batch_size: Count = 16
 
     def __post_init__(self) -> None:
-        for name in ("images", "steps", "height", "width", "size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise FeatcacheError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.guidance_scale < float("inf"):
-            raise FeatcacheError(f"guidance_scale is {self.guidance_scale}, expected a number from 0")
+        try:
+            check_parameters(parameters_of(GenerateOptions), vars(self))
+        except ValueError as error:
+            raise FeatcacheError(str(error)) from None
 
     @property
     def recorded(self) -> Json:
         """Options that every image depends on."""
         names = ("seed", "guidance_scale", "steps", "height", "width", "size")
-        return {name: getattr(self, name) for name in names}
+        return {name: vars(self)[name] for name in names}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 
 from featcache.errors import TrainingError
+from featcache.parameters import Positive
 from ft.regularizers.base import Regularizer, Step, kl_to_frozen, unit
 
 
@@ -97,7 +98,7 @@ class LogitDistillation(Regularizer):
     zero_at_start: ClassVar[bool] = True
     separable: ClassVar[bool] = True
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: Positive = 1.0) -> None:
         if not temperature > 0:
             raise TrainingError(f"temperature {temperature!r}: expected a positive number")
         self.temperature = temperature

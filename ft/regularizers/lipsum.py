@@ -17,12 +17,13 @@ Paper: Nam et al., Lipsum-FT: Robust fine-tuning of zero-shot models using rando
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 
 from featcache.encoding.banks import SecondMoment, random_texts, second_moment
 from featcache.errors import TrainingError
+from featcache.parameters import Count, OneOf
 from ft.regularizers.base import Constant, Regularizer, Setting, Step, unit, wide
 
 M = 80
@@ -140,7 +141,13 @@ class Lipsum(Regularizer):
 
     @classmethod
     def from_setting(
-        cls, setting: Setting, *, mode: str = "random", m: int = M, length: int = LENGTH, bank: str | int | None = None
+        cls,
+        setting: Setting,
+        *,
+        mode: Annotated[str, OneOf("random", "bank", "exact")] = "random",
+        m: Count = M,
+        length: Count = LENGTH,
+        bank: str | Count | None = None,
     ) -> Self:
         """Lipsum regularisation in one of the three modes.
 

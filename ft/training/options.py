@@ -4,25 +4,26 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Self
 
 from featcache.errors import TrainingError
-from featcache.parameters import check_record, json_value
+from featcache.parameters import (
+    Count,
+    Fraction,
+    NotNegative,
+    OneOf,
+    Parameter,
+    Positive,
+    Range,
+    Whole,
+    check_parameters,
+    json_value,
+    parameters_of,
+)
 from ft.regularizers import REGULARIZERS
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "objective": ("cross_entropy", "contrastive"),
-    "head_scale": ("folded", "separate"),
-    "optimizer": ("adamw", "adam"),
-    "schedule": ("wise_ft", "lipsum", "constant"),
-    "lora_tower": ("trained", "image", "text", "both"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "average": ("none", "ema", "swa"),
-    "prior": ("online", "store"),
-    "select": ("accuracy", "nll"),
-}
 PARTS = ("image", "text", "head", "logit_scale")
-LORA_TARGETS = ("query", "key", "value", "out", "mlp")
 TOWERS = {"image": ("image",), "text": ("text",), "trained": ("image", "text"), "both": ("image", "text")}
 """Towers of each value of ``lora_tower``, before those that are not trained are left out."""
 
@@ -114,75 +115,76 @@ class FinetuneOptions:
     {'l2sp': {'weight': 0.1}}
     """
 
-    objective: str = "cross_entropy"
-    objective_weight: float = 1.0
+    objective: Annotated[str, OneOf("cross_entropy", "contrastive")] = "cross_entropy"
+    objective_weight: NotNegative = 1.0
     head: str = "zero_shot"
-    head_scale: str = "folded"
+    head_scale: Annotated[str, OneOf("folded", "separate")] = "folded"
     head_bias: bool = True
     templates: str = "simple"
     prompts: str | None = None
     false_negatives: bool = False
     eval_templates: str | None = None
     eval_names: Mapping[str, str] = field(default_factory=dict)
-    train: tuple[str, ...] = ()
+    train: tuple[Annotated[str, OneOf(*PARTS)], ...] = ()
     regularizers: Mapping[str, Any] = field(default_factory=dict)
-    shots: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 128
+    shots: Count | None = None
+    epochs: Annotated[int, Range(1, 10**6)] | None = None
+    steps: Annotated[int, Range(1, 10**9)] | None = None
+    batch_size: Count = 128
     drop_last: bool = True
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    lr: float = 1e-5
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    schedule: str = "wise_ft"
-    warmup: int = 0
-    clip: float | None = None
-    label_smoothing: float = 0.0
-    layer_decay: float = 1.0
-    freeze_layers: int = 0
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_tower: str = "trained"
-    lora_targets: tuple[str, ...] = ("query", "key", "value")
+    accumulate: Count = 1
+    optimizer: Annotated[str, OneOf("adamw", "adam")] = "adamw"
+    lr: Positive = 1e-5
+    weight_decay: NotNegative = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    schedule: Annotated[str, OneOf("wise_ft", "lipsum", "constant")] = "wise_ft"
+    warmup: Whole = 0
+    clip: Positive | None = None
+    label_smoothing: Fraction = 0.0
+    layer_decay: Annotated[float, Range(0, 1, open=True)] = 1.0
+    freeze_layers: Whole = 0
+    lora_rank: Whole = 0
+    lora_alpha: Positive | None = None
+    lora_tower: Annotated[str, OneOf(*TOWERS)] = "trained"
+    lora_targets: tuple[Annotated[str, OneOf("query", "key", "value", "out", "mlp")], ...] = ("query", "key", "value")
     batch_norm: bool = False
-    precision: str = "fp32"
+    precision: Annotated[str, OneOf("fp32", "bf16", "fp16")] = "fp32"
     compile: bool = False
     checkpoint_activations: bool = False
-    average: str = "none"
-    ema_decay: float = 0.9999
-    swa_start: float = 0.75
+    average: Annotated[str, OneOf("none", "ema", "swa")] = "none"
+    ema_decay: Fraction = 0.9999
+    swa_start: Annotated[float, Range(0, 1)] = 0.75
     preprocess: str | None = None
     augment: str = "wise_ft"
-    seed: int = 0
+    seed: Whole = 0
     shuffle: bool = True
-    prior: str = "online"
-    select: str = "accuracy"
+    prior: Annotated[str, OneOf("online", "store")] = "online"
+    select: Annotated[str, OneOf("accuracy", "nll")] = "accuracy"
     eval_start: bool = False
-    keep_every: int = 0
-    eval_every: int = 0
-    save_every: int = 0
-    log_every: int = 20
-    workers: int = 0
+    keep_every: Whole = 0
+    eval_every: Whole = 0
+    save_every: Whole = 0
+    log_every: Count = 20
+    workers: Whole = 0
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if (value := vars(self)[name]) not in choices:
-                raise TrainingError(f"{name} {value!r}: expected one of {', '.join(choices)}")
+        try:
+            check_parameters(declared_options(), {k: v for k, v in vars(self).items() if k != "train" or v})
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
         contrastive = (*TOWERS[self.lora_tower], "logit_scale")
         default = ("image", "head") if self.objective == "cross_entropy" else contrastive
         object.__setattr__(self, "train", tuple(self.train) or default)
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
         object.__setattr__(self, "betas", tuple(self.betas))
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise TrainingError(f"betas {list(self.betas)}: expected two numbers in [0, 1)")
+        if len(self.betas) != 2:
+            raise TrainingError(f"betas is {list(self.betas)}, expected two numbers")
         object.__setattr__(self, "regularizers", {k: _weighted(k, v) for k, v in self.regularizers.items()})
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 10)
-        self._check_numbers()
+        self._check_length()
         self._check_parts()
         self._check_lora()
 
@@ -191,26 +193,7 @@ class FinetuneOptions:
         """Towers of which only a low-rank update is trained."""
         return tuple(part for part in TOWERS[self.lora_tower] if part in self.train) if self.lora_rank else ()
 
-    def _check_numbers(self) -> None:
-        values = vars(self)
-        positive = ("shots", "epochs", "steps", "batch_size", "accumulate", "log_every")
-        for name in (*positive, "lr", "eps", "clip", "lora_alpha"):
-            if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0):
-                raise TrainingError(f"{name} {values[name]!r}: expected a positive number")
-        for name, most in (("epochs", 10**6), ("steps", 10**9)):
-            if (values[name] or 0) > most:
-                raise TrainingError(f"{name} {values[name]!r}: expected a number up to {most:,}")
-        counts = ("warmup", "freeze_layers", "lora_rank", "eval_every", "save_every", "keep_every", "workers", "seed")
-        for name in ("objective_weight", "weight_decay", *counts):
-            if not (math.isfinite(values[name]) and values[name] >= 0):
-                raise TrainingError(f"{name} {values[name]!r}: expected zero or more")
-        for name in ("label_smoothing", "ema_decay"):
-            if not 0 <= values[name] < 1:
-                raise TrainingError(f"{name} {values[name]!r}: expected a number in [0, 1)")
-        if not 0 < self.layer_decay <= 1 or not 0 <= self.swa_start <= 1:
-            raise TrainingError(
-                f"layer_decay {self.layer_decay!r}, swa_start {self.swa_start!r}: expected (0, 1] and [0, 1]"
-            )
+    def _check_length(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise TrainingError(f"epochs {self.epochs} and steps {self.steps}: give one of the two")
         if self.schedule == "lipsum" and self.warmup:
@@ -224,8 +207,6 @@ class FinetuneOptions:
             )
 
     def _check_parts(self) -> None:
-        if wrong := [part for part in self.train if part not in PARTS]:
-            raise TrainingError(f"train {', '.join(wrong)}: expected some of {', '.join(PARTS)}")
         contrastive = self.objective == "contrastive"
         useless = ("head",) if contrastive else ("text", "logit_scale")
         if found := [part for part in self.train if part in useless]:
@@ -247,9 +228,6 @@ class FinetuneOptions:
             )
 
     def _check_lora(self) -> None:
-        wrong = [target for target in self.lora_targets if target not in LORA_TARGETS]
-        if wrong or not self.lora_targets:
-            raise TrainingError(f"lora_targets {wrong}: expected some of {', '.join(LORA_TARGETS)}")
         if not self.lora_rank:
             if self.lora_alpha is not None or self.lora_tower != "trained":
                 raise TrainingError("lora_alpha and lora_tower belong to LoRA; give lora_rank too")
@@ -277,16 +255,17 @@ class FinetuneOptions:
         known = {item.name for item in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise TrainingError(f"unknown options {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
-        try:
-            return cls(**check_record(dict(values), get_type_hints(cls), "options"))
-        except TrainingError:
-            raise
-        except ValueError as error:
-            raise TrainingError(str(error)) from error
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able inverse of `from_dict`."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+@cache
+def declared_options() -> dict[str, Parameter]:
+    """The fields of `FinetuneOptions`, with what each allows."""
+    return parameters_of(FinetuneOptions)
 
 
 def _weighted(name: str, value: object) -> dict[str, Any]:

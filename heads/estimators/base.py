@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -13,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
-from featcache.parameters import OneOf
+from featcache.parameters import OneOf, check_parameters, parameters_of
 from featcache.progress import Progress, Silent
 from featcache.store.protocol import Encoded, FeatureSource
 from heads.fitted.base import LogitHead, decisions, label_values, softmax
@@ -33,10 +34,7 @@ Loss = Annotated[str, OneOf(*LOSSES)]
 """A `Metric`, or the Brier score: the squared error of the probabilities, summed over classes."""
 
 
-def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
-    """Raise a HeadError unless the metric is a `Metric` or one of `known`."""
-    if metric not in known:
-        raise HeadError(f"metric is {metric!r}, expected {' or '.join(map(repr, known))}")
+_declared = cache(parameters_of)
 
 
 def best_setting(top1: NDArray[np.float64], nll: NDArray[np.float64], metric: str) -> int:
@@ -107,6 +105,16 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """Write the head to a safetensors file; see `heads.fitted.files.save`."""
         return self.frozen().save(path)
 
+    def _check_parameters(self) -> None:
+        """Raise a HeadError for a parameter that the constructor's annotations do not allow.
+
+        Subclasses add checks that involve several parameters.
+        """
+        try:
+            check_parameters(_declared(type(self)), self.get_params(deep=False))
+        except ValueError as error:
+            raise HeadError(f"{self.name}.{error}") from None
+
     def _training_rows(
         self, X: Rows, y: ArrayLike | None, selection: Selection | None, classnames: Sequence[str] | None
     ) -> tuple[Samples, Samples | None]:
@@ -145,7 +153,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
 
 class RowsClassifier(HeadClassifier):
-    """Base of heads that need labelled rows only: subclasses check their parameters and fit to `Samples`."""
+    """Base of heads that need labelled rows only: subclasses fit to `Samples`."""
 
     def fit(
         self,
@@ -179,9 +187,6 @@ class RowsClassifier(HeadClassifier):
         self._check_parameters()
         self._fit(*self._training_rows(X, y, selection, classnames))
         return self
-
-    def _check_parameters(self) -> None:
-        """Raise a HeadError for parameters out of range."""
 
     @abstractmethod
     def _fit(self, samples: Samples, validation: Samples | None) -> None:

@@ -75,13 +75,8 @@ def make_head(name: str, parameters: Mapping[str, object], prior: object = None)
     if unknown := sorted(parameters.keys() - declared.keys()):
         known = ", ".join(declared) or "none"
         raise HeadError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {known}")
-    for parameter, value in parameters.items():
-        try:
-            declared[parameter].check(value)
-        except ValueError as error:
-            raise HeadError(f"{name}.{error}") from None
-    if prior is None:
-        return head_class(name)(**parameters)
-    if not takes_prior(name):
+    if prior is not None and not takes_prior(name):
         raise HeadError(f"{name} takes no prior; leave the prior out, or fit a head that takes one")
-    return head_class(name)(**parameters, prior=prior)
+    made = head_class(name)(**parameters, **({} if prior is None else {"prior": prior}))
+    made._check_parameters()
+    return made

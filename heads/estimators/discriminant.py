@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import OneOf, Range
-from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, best_setting, check_metric
+from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, best_setting
 from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
 from heads.estimators.standardise import Shared, Standardising
 from heads.fitted.linear import LinearHead
@@ -311,19 +311,14 @@ class LinearDiscriminant(MomentClassifier):
         return list(self._solved(moments, self._shrinkages()))
 
     def _shrinkages(self) -> list[float | str]:
-        """The given shrinkages, strongest first, so that it wins ties; HeadError for an empty list.
+        """The given shrinkages, strongest first, so that it wins ties.
 
         With two rows in a class, folds leave one, and all shrinkages score the same.
         """
         given: list[float | str] = (
             [self.shrinkage] if isinstance(self.shrinkage, str | float | int | np.number) else [*self.shrinkage]
         )
-        if not given:
-            raise HeadError("shrinkage is an empty list; expected numbers from 0 to 1, 'auto' or 'oas'")
         return sorted(given, key=lambda one: -2.0 if isinstance(one, str) else -one)
-
-    def _check_parameters(self) -> None:
-        check_metric(self.metric)
 
     def _solved(self, moments: Moments, shrinkages: Sequence[float | str]) -> Iterator[Solved]:
         """The head of each shrinkage, from one decomposition."""
@@ -342,9 +337,7 @@ class LinearDiscriminant(MomentClassifier):
     def _log_priors(self, counts: NDArray[np.int64] | Float) -> Float:
         if self.priors == "empirical":
             return np.asarray(np.log(counts / counts.sum()))
-        if self.priors == "uniform":
-            return np.full(len(counts), -np.log(len(counts)))
-        raise HeadError(f"priors are {self.priors!r}, expected 'empirical' or 'uniform'")
+        return np.full(len(counts), -np.log(len(counts)))
 
 
 def _shrunk(eigenvalues: Float, moments: Moments, wanted: float | str) -> tuple[Float, float]:

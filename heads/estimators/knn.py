@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
-from heads.estimators.base import Metric, NonlinearClassifier, RowsClassifier, best_setting, check_metric
+from heads.estimators.base import Metric, NonlinearClassifier, RowsClassifier, best_setting
 from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank, Neighbours
 from heads.fitted.provenance import Json
@@ -87,7 +87,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         self,
         n_neighbors: Count | Sequence[Count] = (10, 20, 100, 200),
         temperature: Positive = 0.07,
-        index: Annotated[str, OneOf("exact", "faiss-flat", "faiss-ivf", "faiss-hnsw")] = "exact",
+        index: Annotated[str, OneOf(*INDEXES)] = "exact",
         probes: Count | None = None,
         metric: Metric = "nll",
         calibrate: bool = True,
@@ -101,7 +101,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
 
     def _fit(self, samples: Samples, held_out: Samples | None) -> None:
         features, labels = self._rows(samples)
-        ks = self._checked(len(labels))
+        ks = sorted({min(int(k), len(labels)) for k in np.atleast_1d(np.asarray(self.n_neighbors))})
         bank = NeighbourBank(features, labels, self.index, ks[-1], self.probes)
         columns = np.arange(len(samples.classnames))
         fields: Json = {"name": self.name, "classes": label_values(self.classes_)}
@@ -171,21 +171,13 @@ class KNN(RowsClassifier, NonlinearClassifier):
         require_finite(samples, to_numpy(sums))
         return there[0], to_numpy(there[1])
 
-    def _checked(self, n: int) -> list[int]:
-        """Check the parameters; the numbers of neighbours, ascending and at most n."""
-        given = np.atleast_1d(np.asarray(self.n_neighbors))
-        if given.ndim != 1 or not given.size or given.dtype.kind not in "iu" or given.min() < 1:
-            raise HeadError(f"n_neighbors is {self.n_neighbors!r}, expected positive whole numbers")
-        if not 0 < self.temperature < np.inf:
-            raise HeadError(f"temperature is {self.temperature!r}, expected a positive number")
-        check_metric(self.metric)
-        if self.index not in INDEXES:
-            raise HeadError(f"index is {self.index!r}, expected one of {', '.join(INDEXES)}")
-        if self.probes is not None and (self.index not in PROBED or self.probes < 1):
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.probes is not None and self.index not in PROBED:
             raise HeadError(
-                f"probes is {self.probes!r} with index {self.index!r}; expected at least 1, with {' or '.join(PROBED)}"
+                f"{self.name}.probes is {self.probes!r} with index {self.index!r}; leave it out, or take "
+                f"{' or '.join(PROBED)}"
             )
-        return sorted({min(int(k), n) for k in given})
 
 
 _ROWS = 4096

@@ -8,7 +8,6 @@ from typing import Any, TypedDict, TypeVar, Unpack, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError
 from heads.estimators.base import HeadClassifier
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
@@ -74,8 +73,6 @@ class Standardising(HeadClassifier):
     def _scaled(self, samples: S, validation: S | None, weights: Float | None = None) -> tuple[S, S | None]:
         """Training rows and validation split, standardised if `standardise`; sets the scaling."""
         self._scaling = None
-        if not isinstance(self.standardise, bool | np.bool_):
-            raise HeadError(f"standardise is {self.standardise!r}, expected True or False")
         if not self.standardise:
             return samples, validation
         blocks = finite_blocks(samples.blocks)

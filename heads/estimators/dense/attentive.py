@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.parameters import MAX_DECAY, MAX_RATE, Count, Decay, Range, Rate, Seed
+from featcache.parameters import Count, Decay, Range, Rate, Seed
 from featcache.processes import checked_device
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.few_shot.base import validation_folds
@@ -134,7 +134,8 @@ class Attentive(NonlinearClassifier):
         MismatchError
             If the selection store belongs to another encoder or class list.
         """
-        rates = self._checked()
+        self._check_parameters()
+        rates: list[float] = np.unique(np.asarray(self.lr, np.float64)).tolist()
         samples = as_samples(X, y, classnames=classnames, tokens=True)
         self._set_classes(samples)
         validation = None if selection is None else selection_samples(selection, samples, tokens=True)
@@ -167,22 +168,10 @@ class Attentive(NonlinearClassifier):
         classes = label_values(self.classes_)
         return AttentiveHead(queries, values, weights, bias, self.classnames_, self.name, record, classes)
 
-    def _checked(self) -> list[float]:
-        """The learning rates, ascending."""
-        rates: list[float] = np.unique(np.asarray(self.lr, np.float64)).tolist()
-        counts = self.queries, self.heads, self.batch_size, 1 if self.epochs is None else self.epochs
-        if not rates or not all(0 < rate <= MAX_RATE for rate in rates):
-            raise HeadError(f"lr is {self.lr!r}, expected positive numbers up to {MAX_RATE:g}")
-        if not 0 <= float(self.weight_decay) <= MAX_DECAY:
-            raise HeadError(f"weight_decay is {self.weight_decay!r}, expected a number from 0 to {MAX_DECAY:g}")
-        if min(counts) < 1:
-            raise HeadError(
-                f"queries={self.queries}, heads={self.heads}, epochs={self.epochs} and batch_size={self.batch_size}; "
-                "expected at least 1 of each"
-            )
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
         if self.device is not None:
             checked_device(self.device)
-        return rates
 
     def _choice(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.store.protocol import TextSource
-from heads.estimators.base import METRICS, HeadClassifier, check_metric
+from heads.estimators.base import HeadClassifier
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
@@ -34,11 +34,10 @@ class FewShotRows:
 
 
 class FewShotClassifier(HeadClassifier):
-    """Base of few-shot heads: subclasses check their parameters and fit to `FewShotRows`."""
+    """Base of few-shot heads: subclasses fit to `FewShotRows`."""
 
     takes_texts: ClassVar[bool] = True
 
-    metrics: ClassVar[tuple[str, ...]] = METRICS
     metric: str
 
     def fit(
@@ -67,7 +66,6 @@ class FewShotClassifier(HeadClassifier):
             If the rows, the texts and the selection split differ in encoder, width or class list.
         """
         self._check_parameters()
-        check_metric(self.metric, self.metrics)
         text = text_head(texts)
         samples = self._samples(X, y, text)
         self._set_classes(samples)
@@ -80,10 +78,6 @@ class FewShotClassifier(HeadClassifier):
     def _samples(self, X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
         """The training rows over the classes of the text head; MismatchError if they do not belong together."""
         return samples_of(X, y, text)
-
-    @abstractmethod
-    def _check_parameters(self) -> None:
-        """Raise a HeadError for parameters out of range."""
 
     @abstractmethod
     def _fit(self, rows: FewShotRows) -> None:

@@ -7,9 +7,8 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError
 from featcache.parameters import NotNegative, OneOf
-from heads.estimators.base import LOSSES, LinearClassifier, Loss
+from heads.estimators.base import LinearClassifier, Loss
 from heads.estimators.discriminant import LinearDiscriminant
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
 from heads.kernels.tally import stats_of_arrays
@@ -69,17 +68,12 @@ class GDA(FewShotClassifier, LinearClassifier):
     """
 
     name = "gda"
-    metrics = LOSSES
 
     alpha_: float
 
     def __init__(self, alpha: NotNegative | Annotated[str, OneOf("fitted")] = "fitted", metric: Loss = "nll") -> None:
         self.alpha = alpha
         self.metric = metric
-
-    def _check_parameters(self) -> None:
-        if self.alpha != "fitted" and (isinstance(self.alpha, str) or not 0 <= self.alpha < np.inf):
-            raise HeadError(f"alpha is {self.alpha!r}, expected a number from 0, or 'fitted'")
 
     def _fit(self, rows: FewShotRows) -> None:
         X, y = rows.features.astype(np.float64), rows.labels

@@ -94,12 +94,6 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
         self.steps = steps
         self.metric = metric
 
-    def _check_parameters(self) -> None:
-        if self.steps < 1:
-            raise HeadError(
-                f"got steps={self.steps} and metric={self.metric!r}; expected steps from 1, and 'top1' or 'nll'"
-            )
-
     def _fit(self, rows: FewShotRows) -> None:
         directions = class_directions(rows.text)[0]
         _check_lengths(rows.features)

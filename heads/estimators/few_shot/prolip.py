@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from featcache.encoders.taps import PRE_PROJECTION
 from featcache.errors import HeadError, MismatchError
-from featcache.parameters import MAX_DECAY, MAX_RATE, Count, NotNegative, Rate
+from featcache.parameters import Count, Decay, Rate
 from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows
@@ -83,7 +83,7 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
     projection_: Float32
     losses_: NDArray[np.float64]
 
-    def __init__(self, penalty: NotNegative | None = None, lr: Rate = 1e-5, epochs: Count = 300) -> None:
+    def __init__(self, penalty: Decay | None = None, lr: Rate = 1e-5, epochs: Count = 300) -> None:
         self.penalty = penalty
         self.lr = lr
         self.epochs = epochs
@@ -109,14 +109,6 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
         """
         self._given = None if projection is None else np.asarray(to_numpy(projection), np.float32)
         return super().fit(X, y, texts=texts)
-
-    def _check_parameters(self) -> None:
-        penalty = 0.0 if self.penalty is None else self.penalty
-        if not (0 <= penalty <= MAX_DECAY and 0 < self.lr <= MAX_RATE and self.epochs >= 1):
-            raise HeadError(
-                f"got penalty={self.penalty!r}, lr={self.lr!r} and epochs={self.epochs}; expected a penalty from 0 or "
-                f"None, a positive lr up to {MAX_RATE:g}, and epochs from 1"
-            )
 
     def _samples(self, X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
         """The training rows; sets W0, and checks that it maps to the space of these texts."""

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.parameters import MAX_RATE
 from featcache.store.protocol import TextSource
 from heads.estimators.base import LinearClassifier
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows
@@ -71,13 +70,6 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
     def _begin(self, texts: Tensor, rows: FewShotRows) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Initial parameter, and penalty of the class vectors; by default zeros and none."""
         return torch.zeros_like(texts), lambda vectors: vectors.new_zeros(())
-
-    def _check_parameters(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not (0 < self.lr <= MAX_RATE and 0 < self.norm <= MAX_RATE):
-            raise HeadError(
-                f"got epochs={self.epochs}, batch_size={self.batch_size}, lr={self.lr!r} and norm={self.norm!r}; "
-                f"expected epochs and a batch_size from 1, and a positive lr and norm up to {MAX_RATE:g}"
-            )
 
     def _fit(self, rows: FewShotRows) -> None:
         directions, scales = class_directions(rows.text)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.parameters import MAX_RATE, Count, NotNegative, Positive, Range, Rate, Seed
+from featcache.parameters import Count, NotNegative, Positive, Range, Rate, Seed
 from heads.estimators.base import Metric, NonlinearClassifier, best_setting
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
 from heads.fitted.base import label_values
@@ -96,8 +96,8 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
 
     def __init__(
         self,
-        alphas: Sequence[NotNegative] = ALPHAS,
-        betas: Sequence[Positive] = BETAS,
+        alphas: NotNegative | Sequence[NotNegative] = ALPHAS,
+        betas: Positive | Sequence[Positive] = BETAS,
         metric: Metric = "top1",
     ) -> None:
         self.alphas = alphas
@@ -118,14 +118,9 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         return heads
 
     def _check_parameters(self) -> None:
-        """Set the grids as arrays."""
+        """Also set the grids as arrays."""
+        super()._check_parameters()
         alphas, betas = (np.atleast_1d(np.asarray(grid, dtype=np.float64)) for grid in (self.alphas, self.betas))
-        right = alphas.ndim == betas.ndim == 1 and alphas.size and betas.size
-        if not right or not (np.isfinite(alphas) & (alphas >= 0)).all() or not (np.isfinite(betas) & (betas > 0)).all():
-            raise HeadError(
-                f"got alphas={self.alphas!r} and betas={self.betas!r}; alphas must be numbers from 0, and betas "
-                "positive numbers"
-            )
         self._grid = Grid(alphas, betas)
 
     def _fit(self, rows: FewShotRows) -> None:
@@ -204,8 +199,8 @@ class TipAdapterF(TipAdapter):
 
     def __init__(
         self,
-        alphas: Sequence[NotNegative] = ALPHAS,
-        betas: Sequence[Positive] = BETAS,
+        alphas: NotNegative | Sequence[NotNegative] = ALPHAS,
+        betas: Positive | Sequence[Positive] = BETAS,
         metric: Metric = "top1",
         epochs: Annotated[int, Range(0, 2**31 - 1)] = 20,
         learning_rate: Rate = 1e-3,
@@ -217,14 +212,6 @@ class TipAdapterF(TipAdapter):
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.seed = seed
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.learning_rate <= MAX_RATE:
-            raise HeadError(
-                f"got epochs={self.epochs}, batch_size={self.batch_size} and learning_rate={self.learning_rate!r}; "
-                f"expected epochs from 0, a batch_size from 1, and a positive learning_rate up to {MAX_RATE:g}"
-            )
 
     def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
         """The training rows as keys, trained."""

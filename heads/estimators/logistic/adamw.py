@@ -7,8 +7,8 @@ from typing import Unpack
 
 import torch
 
-from featcache.parameters import Count, Decay, Rate
-from heads.estimators.logistic.probes import Groups, ProbeOptions, TrainedProbes, Whole
+from featcache.parameters import Decay, Rate, Whole
+from heads.estimators.logistic.probes import Epochs, Groups, ProbeOptions, TrainedProbes
 
 LRS = (1e-3, 1e-2, 1e-1)
 CLIP = 1.0  # largest norm of the gradient
@@ -54,7 +54,7 @@ class AdamW(TrainedProbes):
         self,
         lr: Rate | Sequence[Rate] = LRS,
         weight_decay: Decay | Sequence[Decay] = 0.1,
-        epochs: Count | None = None,
+        epochs: Epochs | None = None,
         warmup: Whole | None = None,
         **shared: Unpack[ProbeOptions],
     ) -> None:

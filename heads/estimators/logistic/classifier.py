@@ -13,9 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, OneOf, Positive
+from featcache.parameters import Count, OneOf, Positive, Tolerance
 from featcache.store.protocol import FeatureSource
-from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
+from heads.estimators.base import LinearClassifier, Metric, RowsClassifier
 from heads.estimators.logistic.choice import FOLD_TOL, Choice
 from heads.estimators.logistic.training_rows import logistic_rows
 from heads.estimators.standardise import Weighted, Weighting
@@ -131,7 +131,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         fit_intercept: bool = True,
         prior: object = None,
         metric: Metric = "nll",
-        tol: Positive = 1e-8,
+        tol: Tolerance = 1e-8,
         max_iter: Count = 1000,
         refit: bool = False,
         in_memory: bool | None = None,
@@ -148,18 +148,9 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         self.in_memory = in_memory
 
     def _check_parameters(self) -> None:
-        """Check the parameters, and set `_Cs`: ascending values of C, or None for the search."""
-        check_metric(self.metric)
-        if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
-            raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
-        self._Cs: Float | None = None
-        if isinstance(self.C, str) and self.C == "search":
-            return
-        Cs = np.zeros(0) if isinstance(self.C, str) else np.unique(np.asarray(self.C, dtype=np.float64))
-        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
-            what = "positive finite numbers or 'search'"
-            raise HeadError(f"C must be {what}, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
-        self._Cs = Cs
+        """Also set `_Cs`: ascending values of C, or None for the search."""
+        super()._check_parameters()
+        self._Cs = None if isinstance(self.C, str) else np.unique(np.asarray(self.C, dtype=np.float64))
 
     def fit(
         self,

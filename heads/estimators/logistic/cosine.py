@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.parameters import Count, Decay, Rate
-from heads.estimators.logistic.probes import Float, Groups, ProbeOptions, TrainedProbes, Whole
+from featcache.parameters import Decay, Rate, Whole
+from heads.estimators.logistic.probes import Epochs, Float, Groups, ProbeOptions, TrainedProbes
 from heads.solvers.primitives import class_sums
 
 SCALE = 10.0  # initial scale of Gidaris and Komodakis
@@ -66,7 +66,7 @@ class Cosine(TrainedProbes):
         self,
         lr: Rate | Sequence[Rate] = (1e-3, 1e-2, 1e-1),
         weight_decay: Decay | Sequence[Decay] = 0.0,
-        epochs: Count = 20,
+        epochs: Epochs = 20,
         warmup: Whole | None = 0,
         **shared: Unpack[ProbeOptions],
     ) -> None:

@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.errors import FeatcacheWarning, HeadError
-from featcache.parameters import MAX_DECAY, MAX_RATE, Count, NotNegative, Range
-from heads.estimators.base import LOSSES, LinearClassifier, Loss, RowsClassifier, check_metric
+from featcache.parameters import Count, Fraction, Range, Whole
+from heads.estimators.base import LinearClassifier, Loss, RowsClassifier
 from heads.estimators.few_shot.base import validation_folds
 from heads.estimators.standardise import Shared, Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
@@ -28,7 +28,6 @@ from heads.solvers.edges import callers_level
 from heads.solvers.schedule import wise_ft_schedule
 
 Float = NDArray[np.float64]
-Whole = Annotated[int, Range(0)]
 
 _Rows: TypeAlias = tuple[Tensor, Tensor]
 Groups: TypeAlias = list[dict[str, object]]
@@ -37,7 +36,7 @@ _Start: TypeAlias = tuple[Float, Float] | None
 
 BLOCK = 65_536  # rows scored at a time
 WARMUP = 500
-MAX_EPOCHS = 10**6
+Epochs = Annotated[int, Range(1, 10**6)]
 EPOCHS, UPDATES = 10, 300
 """Least number of passes and updates if `epochs` is None."""
 SHORT, NEAR_CHANCE = 0.3, 0.9
@@ -116,10 +115,10 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
 
     def __init__(
         self,
-        epochs: Count | None = 10,
+        epochs: Epochs | None = 10,
         batch_size: Count = 128,
         warmup: Whole | None = 0,
-        label_smoothing: NotNegative = 0.0,
+        label_smoothing: Fraction = 0.0,
         prior: object = None,
         seed: Whole = 0,
         metric: Loss = "top1",
@@ -158,22 +157,9 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         return weights, bias
 
     def _check_parameters(self) -> None:
-        """Set the grid of (learning rate, weight decay), ascending."""
-        values = (np.unique(np.asarray(value, np.float64)).tolist() for value in (self.lr, self.weight_decay))
-        rates, decays = values
-        if not rates or not all(0 < rate <= MAX_RATE for rate in rates):
-            raise HeadError(f"lr is {self.lr!r}, expected positive numbers up to {MAX_RATE:g}")
-        if not decays or not all(0 <= decay <= MAX_DECAY for decay in decays) or not 0 <= self.label_smoothing < 1:
-            raise HeadError(
-                f"weight_decay={self.weight_decay!r} and label_smoothing={self.label_smoothing!r}; expected numbers "
-                "from 0, and one in [0, 1)"
-            )
-        if not (self.epochs is None or 1 <= self.epochs <= MAX_EPOCHS) or self.batch_size < 1:
-            raise HeadError(
-                f"epochs={self.epochs} and batch_size={self.batch_size}; expected at least 1 of each, and at most "
-                f"{MAX_EPOCHS:,} epochs"
-            )
-        check_metric(self.metric, LOSSES)
+        """Also set the grid of (learning rate, weight decay), ascending."""
+        super()._check_parameters()
+        rates, decays = (np.unique(np.asarray(value, np.float64)).tolist() for value in (self.lr, self.weight_decay))
         self._grid: list[tuple[float, float]] = list(product(rates, decays))
 
     def _fit(self, samples: Samples, validation: Samples | None) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Unpack
+from typing import Unpack
 
 import torch
 
-from featcache.errors import HeadError
-from featcache.parameters import Count, Decay, Range, Rate
-from heads.estimators.logistic.probes import Groups, ProbeOptions, TrainedProbes, Whole
+from featcache.parameters import Decay, Fraction, Rate, Whole
+from heads.estimators.logistic.probes import Epochs, Groups, ProbeOptions, TrainedProbes
 
 DINOV2_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Learning rates of DINOv2's linear evaluation, for batches of 256."""
@@ -56,8 +55,8 @@ class SGD(TrainedProbes):
         self,
         lr: Rate | Sequence[Rate] = LRS,
         weight_decay: Decay | Sequence[Decay] = 0.0,
-        momentum: Annotated[float, Range(0, 1)] = 0.9,
-        epochs: Count | None = None,
+        momentum: Fraction = 0.9,
+        epochs: Epochs | None = None,
         warmup: Whole | None = 0,
         **shared: Unpack[ProbeOptions],
     ) -> None:
@@ -65,11 +64,6 @@ class SGD(TrainedProbes):
         self.lr = lr
         self.weight_decay = weight_decay
         self.momentum = momentum
-
-    def _check_parameters(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise HeadError(f"momentum is {self.momentum!r}, expected a number in [0, 1)")
-        super()._check_parameters()
 
     def _rate(self, lr: float) -> float:
         return lr * self.batch_size / 256

@@ -156,10 +156,6 @@ class MultiLabelRowsClassifier(MultiLabelClassifier):
         return self
 
     @abstractmethod
-    def _check_parameters(self) -> None:
-        """Raise a HeadError for parameters out of range."""
-
-    @abstractmethod
     def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
         """Set the fitted attributes, `provenance_` included."""
 
@@ -168,13 +164,6 @@ class MultiLabelRowsClassifier(MultiLabelClassifier):
         known = None if samples.store is None else samples.store.n_rows
         load = known is not None and 2 * samples.dim * known <= machine_memory() // 2
         return samples.in_memory() if (load if self.in_memory is None else self.in_memory) else samples
-
-
-def check_options(metric: str, threshold: str) -> None:
-    """Raise a HeadError for an unknown metric or threshold option."""
-    for name, value, known in (("metric", metric, tuple(SELECTION)), ("threshold", threshold, THRESHOLDS)):
-        if value not in known:
-            raise HeadError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, OneOf, Positive
+from featcache.parameters import Count, OneOf, Positive, Tolerance
 from heads.estimators.multilabel.base import (
     FOLDS,
     HELD_SCORES,
@@ -22,7 +22,6 @@ from heads.estimators.multilabel.base import (
     HeldOut,
     MultiLabelRowsClassifier,
     best_setting,
-    check_options,
     folds_of_rows,
     rows_where,
     source_of,
@@ -102,7 +101,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         fit_intercept: bool = True,
         metric: Annotated[str, OneOf(*SELECTION)] = "map",
         threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
-        tol: Positive = 1e-12,
+        tol: Tolerance = 1e-12,
         max_iter: Count = 500,
         in_memory: bool | None = None,
         **shared: Unpack[Shared],
@@ -117,9 +116,9 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         self.in_memory = in_memory
 
     def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
-        Cs = self._checked()
+        Cs = self._Cs
         samples, validation = self._scaled(samples, validation)
-        rows, solver = self._fit_all(samples, Cs)
+        rows, solver = self._fit_all(samples)
         held = self._held_out(rows, validation, solver)
         self.cv_scores_, place = np.zeros(0), 0
         if held is not None and len(Cs) > 1:
@@ -138,23 +137,24 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
 
     def fit_path(self, X: Rows, y: TargetsLike | None = None, *, classnames: Sequence[str] | None = None) -> Self:
         """Fit every C without choosing one: for `path` and `path_heads`; the estimator itself does not predict."""
-        Cs, samples = self._checked(), as_multilabel(X, y, classnames=classnames)
+        self._check_parameters()
+        samples = as_multilabel(X, y, classnames=classnames)
         self._set_rows(samples)
         samples, _ = self._scaled(samples, None)
-        self._fit_all(samples, Cs)
+        self._fit_all(samples)
         self._unscale()
         self._path_record = self._provenance({"metric": self.metric, "selection": "none"}, samples.store)
         return self
 
-    def _fit_all(self, samples: MultiLabelSamples, Cs: Float) -> tuple[MultiLabelSamples, OneVsRestSolver]:
+    def _fit_all(self, samples: MultiLabelSamples) -> tuple[MultiLabelSamples, OneVsRestSolver]:
         """Fit the path; returns the rows, in memory or streamed, and their solver."""
         rows = self._placed(samples)
         solver = self._solver(rows, self.tol)
         if not np.isfinite(solver.sums).all() or not np.isfinite(solver.power):
             raise_not_finite(features for features, _ in rows.blocks())
-        self._path = list(solver.path(Cs))
+        self._path = list(solver.path(self._Cs))
         self._name_absent(~solver.fitted, "have no positive or no negative training row")
-        self.Cs_ = Cs
+        self.Cs_ = self._Cs
         self.n_iter_ = np.stack([found.iterations for found in self._path])
         self._warn_of_slow()
         return rows, solver
@@ -180,17 +180,9 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         ]
 
     def _check_parameters(self) -> None:
-        self._checked()
-
-    def _checked(self) -> Float:
-        """Check the parameters; the values of C, ascending."""
-        check_options(self.metric, self.threshold)
-        if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
-            raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
-        Cs = np.unique(np.asarray(self.C, dtype=np.float64))
-        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
-            raise HeadError(f"C must be positive finite numbers, got {self.C!r}; try numpy.logspace(-2, 3, 11)")
-        return Cs
+        """Also set `_Cs`: the values of C, ascending."""
+        super()._check_parameters()
+        self._Cs = np.unique(np.asarray(self.C, dtype=np.float64))
 
     def _solver(self, rows: MultiLabelSamples, tol: float, keep: NDArray[np.bool_] | None = None) -> OneVsRestSolver:
         blocks = rows.blocks if keep is None else rows_where(rows.blocks, keep)

@@ -21,7 +21,6 @@ from heads.estimators.multilabel.base import (
     MultiLabelRowsClassifier,
     Part,
     best_setting,
-    check_options,
     rows_where,
     source_of,
 )
@@ -115,7 +114,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
 
     def __init__(
         self,
-        alphas: Sequence[Positive] = ALPHAS,
+        alphas: Positive | Sequence[Positive] = ALPHAS,
         fit_intercept: bool = True,
         metric: Annotated[str, OneOf(*METRICS)] = "map",
         threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
@@ -129,15 +128,10 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         self.threshold = threshold
         self.in_memory = in_memory
 
-    def _check_parameters(self) -> None:
-        check_options("map", self.threshold)
-        if self.metric not in METRICS:
-            raise HeadError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
-        self.alphas_ = np.unique(check_alphas(self.alphas))
-
     def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
         samples, validation = self._scaled(samples, validation)
-        alphas, rows = self.alphas_, self._placed(samples)
+        self.alphas_ = alphas = np.unique(check_alphas(self.alphas))
+        rows = self._placed(samples)
         known = [found.copy() for _, found in rows.blocks()]
         if not known:
             raise HeadError("there is no valid row to fit on; encode images that can be read")

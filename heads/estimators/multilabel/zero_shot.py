@@ -10,7 +10,7 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.parameters import OneOf
 from featcache.store.protocol import TextSource
-from heads.estimators.multilabel.base import THRESHOLDS, HeldOut, MultiLabelClassifier, check_options, source_of
+from heads.estimators.multilabel.base import THRESHOLDS, HeldOut, MultiLabelClassifier, source_of
 from heads.estimators.zero_shot import ZeroShot
 from heads.fitted.provenance import check_classes, check_encoder
 from heads.rows.multilabel import as_multilabel
@@ -65,7 +65,7 @@ class MultiLabelZeroShot(MultiLabelClassifier):
         HeadError, MismatchError
             As `ZeroShot.fit`; also if the selection split has one label per row, another model or another class list.
         """
-        check_options("map", self.threshold)
+        self._check_parameters()
         texts = ZeroShot(self.templates, self.weights).fit(X)
         self.classes_, self.classnames_, self.n_features_in_ = texts.classes_, texts.classnames_, texts.n_features_in_
         self.coef_, self.intercept_, self.absent_ = texts.coef_, texts.intercept_, ()

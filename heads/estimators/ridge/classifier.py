@@ -128,7 +128,7 @@ class Ridge(Weighting, LinearClassifier):
 
     def __init__(
         self,
-        alphas: Sequence[Positive] = ALPHAS,
+        alphas: Positive | Sequence[Positive] = ALPHAS,
         fit_intercept: bool = True,
         cv: object = "loo",
         class_weight: Any = None,
@@ -174,8 +174,7 @@ class Ridge(Weighting, LinearClassifier):
         MismatchError
             If the selection store or the prior has another encoder or class list.
         """
-        if self.metric not in METRICS:
-            raise HeadError(f"metric is {self.metric!r}, expected one of {', '.join(METRICS)}")
+        self._check_parameters()
         self.alphas_ = check_alphas(self.alphas)
         samples, validation = self._training_rows(X, y, selection, classnames)
         weights = None

@@ -81,10 +81,6 @@ class TransductiveClassifier(NonlinearClassifier):
         self.head_ = TransductiveHead(features, table.astype(np.float32), self.classnames_, self.name, self.provenance_)
         return self
 
-    @abstractmethod
-    def _check_parameters(self) -> None:
-        """Raise a HeadError for parameters out of range."""
-
     def _scores(self, features: NDArray[np.floating], text: LinearHead) -> Float:
         """Zero-shot logits (N, C) to start from."""
         return text.logits(features).astype(np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import FeatcacheWarning, HeadError
-from featcache.parameters import MAX_RATE, Count, NotNegative, Rate
+from featcache.parameters import Count, NotNegative, Rate
 from heads.estimators.logistic.training_rows import machine_memory
 from heads.estimators.text_prior import class_directions
 from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
@@ -82,16 +82,6 @@ class EMDirichlet(TransductiveClassifier):
         self.scale = scale
         self.match = match
         self.mm_steps = mm_steps
-
-    def _check_parameters(self) -> None:
-        if self.rounds < 1 or not (self.balance is None or self.balance >= 0):
-            raise HeadError(
-                f"got rounds={self.rounds} and balance={self.balance!r}; expected rounds >= 1 and balance >= 0"
-            )
-        if self.mm_steps is not None and self.mm_steps < 1:
-            raise HeadError(f"mm_steps is {self.mm_steps!r}, expected at least 1, or None for the exact maximum")
-        if self.scale is not None and not 0 < self.scale <= MAX_RATE:
-            raise HeadError(f"scale is {self.scale!r}, expected a positive number up to {MAX_RATE:g}, or None")
 
     def _check_memory(self, classes: int) -> None:
         """Raise a HeadError if the machine has too little memory for the arrays of all classes."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative
+from featcache.parameters import Count, Fraction, NotNegative
 from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
 from heads.search.graph import neighbour_graph
 from heads.solvers.transductive import propagated
@@ -44,17 +43,10 @@ class LabelPropagation(TransductiveClassifier):
 
     name = "label_propagation"
 
-    def __init__(self, n_neighbors: Count = 10, alpha: NotNegative = 0.9, power: NotNegative = 3.0) -> None:
+    def __init__(self, n_neighbors: Count = 10, alpha: Fraction = 0.9, power: NotNegative = 3.0) -> None:
         self.n_neighbors = n_neighbors
         self.alpha = alpha
         self.power = power
-
-    def _check_parameters(self) -> None:
-        if self.n_neighbors < 1 or not 0 <= self.alpha < 1 or not self.power >= 0:
-            raise HeadError(
-                f"got n_neighbors={self.n_neighbors}, alpha={self.alpha!r} and power={self.power!r}; expected "
-                "n_neighbors >= 1, alpha in [0, 1) and power >= 0"
-            )
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         rows, seeds = X, np.exp(base)

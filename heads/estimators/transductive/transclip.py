@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from featcache.errors import HeadError
 from featcache.parameters import Count, NotNegative
 from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
 from heads.search.graph import neighbour_graph
@@ -48,13 +47,6 @@ class TransCLIP(TransductiveClassifier):
         self.n_neighbors = n_neighbors
         self.text_weight = text_weight
         self.gamma = gamma
-
-    def _check_parameters(self) -> None:
-        if self.n_neighbors < 1 or not self.gamma >= 0 or not (self.text_weight is None or self.text_weight >= 0):
-            raise HeadError(
-                f"got n_neighbors={self.n_neighbors}, text_weight={self.text_weight!r} and gamma={self.gamma!r}; "
-                "expected n_neighbors >= 1, and weights >= 0"
-            )
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         weight = (1.0 if labelled is None else 0.5) if self.text_weight is None else float(self.text_weight)

@@ -287,7 +287,7 @@ def test_a_black_image_keeps_a_zero_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"chunk_rows": -1}, {"max_bad": -1}, {"workers": -2}])
 def test_wrong_options_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(FeatcacheError, match=f"{next(iter(options))} is -?[0-9]+, expected at least"):
+    with pytest.raises(FeatcacheError, match=f"{next(iter(options))} is -?[0-9]+, expected a whole number from"):
         EncodeOptions(**options)
 
 

@@ -262,7 +262,7 @@ Words = Callable[[Path], list[str]]
         (lambda base: ["nothing.txt"], "no such file"),
         (lambda base: ["digits", "--style", "oil"], "no style 'oil'; expected one of imagenet"),
         (lambda base: ["digits", "--styles", str(base)], "prompt-style file"),
-        (lambda base: ["digits", "--images", "0"], "images is 0, expected at least 1"),
+        (lambda base: ["digits", "--images", "0"], "images is 0, expected a whole number from 1"),
         (lambda base: ["digits", "--guidance-scale", "-1"], "guidance_scale is -1.0"),
         (lambda base: ["digits", "--guidance-scale", "nan"], "guidance_scale is nan"),
         (lambda base: ["digits", "--height", "13"], "expected multiples of 8"),

@@ -150,7 +150,7 @@ def test_moments_of_the_embedded_model_are_not_written_into_the_package() -> Non
     ("words", "message"),
     [
         (["mean", "A", "B"], "expected one of soup, wise, fisher"),
-        (["ties", "A", "B", "--set", "keep=2"], "keep is 2, expected a number above 0 to 1"),
+        (["ties", "A", "B", "--set", "keep=2"], "keep is 2, expected a number above 0 and at most 1"),
         (["ties", "A", "B", "--set", "k=2"], "ties has no parameter 'k'; it has keep, scale"),
         (["model_stock", "A", "B", "--set", "k=2"], "it has none"),
         (["ties", "A", "B", "--set", "keep"], "expected NAME=VALUE with a value in JSON"),

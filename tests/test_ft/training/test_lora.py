@@ -155,9 +155,12 @@ def test_matrices_under_the_names_of_other_libraries() -> None:
         ({"lora_alpha": 2.0}, "give lora_rank too"),
         ({"lora_rank": 2, "lora_tower": "text"}, "the text tower is not trained"),
         ({"lora_rank": 2, "train": ("head",)}, "no tower is trained"),
-        ({"lora_rank": 2, "lora_targets": ("q",)}, r"lora_targets \['q'\]: expected some of query"),
+        (
+            {"lora_rank": 2, "lora_targets": ("q",)},
+            r"lora_targets is \['q'\], expected a list of values, each of them 'query'",
+        ),
         ({"lora_rank": 2, "regularizers": {"l2sp": 1.0}}, "l2sp penalises changes"),
-        ({"lora_rank": -1}, "lora_rank -1: expected zero or more"),
+        ({"lora_rank": -1}, "lora_rank is -1, expected a whole number from 0"),
     ],
 )
 def test_options_that_do_not_fit(changes: dict[str, Any], message: str) -> None:

@@ -117,7 +117,10 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any, capsys: pytest.CaptureFixt
         (("fit", "ridge", "digits/train", "digits/val", "-o", "x"), "one store of images, got 2"),
         (("fit", "knn", "digits/train", "--prior", "texts/digits", "-o", "x"), "takes no prior"),
         (("fit", "zero_shot", "texts/digits", "--select", "digits/val", "-o", "x"), "nothing to choose"),
-        (("fit", "ridge", "none/train", "--set", 'alphas="x"', "-o", "x"), "ridge.alphas is 'x', expected a list of"),
+        (
+            ("fit", "ridge", "none/train", "--set", 'alphas="x"', "-o", "x"),
+            "alphas is 'x', expected a number above 0",
+        ),
         (("fit", "logistic", "none/train", "--set", "C={}", "-o", "x"), "logistic.C is {}, expected a number above 0"),
         (
             ("fit", "logistic", "none/train", "--set", 'metric="foo"', "-o", "x"),

@@ -233,7 +233,7 @@ def test_a_shrinkage_is_chosen_on_held_out_rows(images: Any, metric: str, split:
     )
     alone = LinearDiscriminant(head.shrinkage_).fit(train, selection=val if split else None)
     np.testing.assert_allclose(head.coef_, alone.coef_, rtol=1e-9)
-    with pytest.raises(HeadError, match="empty list"):
+    with pytest.raises(HeadError, match=r"shrinkage is \[\], expected a number from 0 to 1"):
         LinearDiscriminant([]).fit(train)
 
 

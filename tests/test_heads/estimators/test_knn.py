@@ -228,7 +228,7 @@ def test_refuses_stores_as_every_head_does(images: Any) -> None:
     assert head.score(images(seed=5)) > 0.9
 
 
-def test_odd_cases(images: Any, draw: Any) -> None:
+def test_k_beyond_the_rows_and_classes_without_neighbours(images: Any, draw: Any) -> None:
     X, _ = draw(6, 20, 3)
     assert KNN().fit(X, np.arange(6)).score(X, np.arange(6)) == 1.0  # every k is 6
     assert KNN([1, 100]).fit(X, np.arange(6)).path_heads()[-1].n_neighbors == 6
@@ -246,11 +246,12 @@ def test_odd_cases(images: Any, draw: Any) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"n_neighbors": 0}, "positive whole numbers"),
-        ({"n_neighbors": [2.5]}, "positive whole numbers"),
-        ({"n_neighbors": []}, "positive whole numbers"),
-        ({"temperature": 0.0}, "a positive number"),
-        ({"index": "annoy"}, "exact, faiss-flat, faiss-ivf"),
+        ({"n_neighbors": 0}, "n_neighbors is 0, expected a whole number from 1"),
+        ({"n_neighbors": [2.5]}, "a list of whole numbers from 1"),
+        ({"n_neighbors": []}, "a list of whole numbers from 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
+        ({"index": "annoy"}, "'exact', 'faiss-flat', 'faiss-ivf'"),
+        ({"probes": 3}, "probes is 3 with index 'exact'; leave it out, or take faiss-ivf or faiss-hnsw"),
     ],
 )
 def test_bad_parameters(images: Any, params: dict[str, Any], message: str) -> None:

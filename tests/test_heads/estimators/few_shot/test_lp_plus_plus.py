@@ -130,8 +130,8 @@ def test_one_row_per_class_takes_every_step(images: Any, texts: Any) -> None:
 
 
 def test_bad_input(images: Any, texts: Any) -> None:
-    for params in ({"steps": 0}, {"metric": "ece"}):
-        with pytest.raises(HeadError, match="'top1' or 'nll'"):
+    for params, message in (({"steps": 0}, "a whole number from 1"), ({"metric": "ece"}, "'top1' or 'nll'")):
+        with pytest.raises(HeadError, match=message):
             LPPlusPlus(**params).fit(images(), texts=texts())
     X, y = images().numpy()
     X[[3, 8], 2] = np.nan, np.inf

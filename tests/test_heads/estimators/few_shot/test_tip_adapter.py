@@ -167,10 +167,10 @@ def test_classes_without_rows_and_unordered_rows(images: Any, texts: Any) -> Non
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"alphas": [-1.0]}, "numbers from 0"),
-        ({"alphas": []}, "numbers from 0"),
-        ({"betas": [0.0, 1.0]}, "positive numbers"),
-        ({"betas": [float("nan")]}, "positive numbers"),
+        ({"alphas": [-1.0]}, "a list of numbers from 0"),
+        ({"alphas": []}, "a list of numbers from 0"),
+        ({"betas": [0.0, 1.0]}, "a list of numbers above 0"),
+        ({"betas": [float("nan")]}, "a list of numbers above 0"),
         ({"metric": "ece"}, "'top1' or 'nll'"),
     ],
 )

@@ -105,9 +105,9 @@ def test_the_learning_rate_is_chosen_on_held_out_rows() -> None:
 def test_refusals() -> None:
     X, y = problem()
     for settings, message in (
-        ({"lr": [0.1, -1.0]}, "expected positive numbers"),
-        ({"epochs": 0}, "at least 1"),
-        ({"label_smoothing": 1.0}, r"\[0, 1\)"),
+        ({"lr": [0.1, -1.0]}, "a list of numbers above 0"),
+        ({"epochs": 0}, "epochs is 0, expected a whole number from 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0, expected a number from 0 to below 1"),
     ):
         with pytest.raises(HeadError, match=message):
             AdamW(**settings).fit(X, y)

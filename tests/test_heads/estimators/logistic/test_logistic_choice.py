@@ -110,7 +110,7 @@ def test_refit_sees_both_splits(images: Any) -> None:
     assert objective(X, y, once.C_, once.coef_, once.intercept_) > best * 1.001
     assert [entry["split"] for entry in twice.provenance_["fitted_on"]] == ["train", "val"]
     assert [entry["split"] for entry in once.provenance_["fitted_on"]] == ["train"]
-    with pytest.raises(HeadError, match="or 'search', got 'coarse'"):
+    with pytest.raises(HeadError, match="C is 'coarse', expected a number above 0, or 'search'"):
         Logistic("coarse").fit(train)
 
 

@@ -94,7 +94,7 @@ def test_a_probe_that_diverges_is_left_out_of_its_bank() -> None:
     head = SGD(lr=[1e-12, 1e30], epochs=5).fit(1e12 * X, y)
     assert head.lr_ == 1e-12
     assert len(head.path_heads()) in (1, 2)
-    with pytest.raises(HeadError, match="metric is 'f1', expected 'top1' or 'nll' or 'squared_error'"):
+    with pytest.raises(HeadError, match="metric is 'f1', expected 'top1', 'nll' or 'squared_error'"):
         AdamW(metric="f1").fit(X, y)
     with pytest.raises(HeadError, match=r"momentum is 1.0"):
         SGD(momentum=1.0).fit(X, y)

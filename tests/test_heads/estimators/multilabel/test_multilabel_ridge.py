@@ -83,7 +83,7 @@ def test_a_class_without_a_positive_is_named_and_never_predicted() -> None:
 
 def test_what_cannot_be_fitted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = data()
-    with pytest.raises(HeadError, match="metric must be one of map, map_micro, squared_error, got 'nll'"):
+    with pytest.raises(HeadError, match="metric is 'nll', expected 'map', 'map_micro' or 'squared_error'"):
         heads.MultiLabelRidge(metric="nll").fit(X, Y)
     with pytest.raises(HeadError, match=r"1 rows .*: 3"):
         heads.MultiLabelRidge().fit(np.where(np.arange(len(X))[:, None] == 3, np.nan, X), Y)

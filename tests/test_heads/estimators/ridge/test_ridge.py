@@ -159,7 +159,7 @@ def test_bad_input_is_named(draw: Any) -> None:
         Ridge().fit(X, np.where(y == 0, 7, y), classnames=["a", "b", "c"])
     with pytest.raises(HeadError, match="60 rows and y has 59 labels"):
         Ridge().fit(X, y[:59])
-    with pytest.raises(HeadError, match="positive finite"):
+    with pytest.raises(HeadError, match=r"alphas is \[0.0, 1.0\], expected a number above 0, or a list of num"):
         Ridge([0.0, 1.0]).fit(X, y)
     with pytest.raises(HeadError, match="not fitted"):
         Ridge().path()

@@ -54,7 +54,7 @@ def test_auto_is_the_squared_error_alone_and_the_nll_beside_a_prior_or_a_split(i
     train, val = images(n=60, noise=0.6), images(n=60, seed=9, noise=0.6, split="val", dataset_key="data-9")
     fits = (Ridge().fit(train), Ridge().fit(train, selection=val), Ridge(prior=ZeroShot().fit(texts())).fit(train))
     assert [head.provenance_["params"]["metric"] for head in fits] == ["squared_error", "nll", "nll"]
-    with pytest.raises(HeadError, match="expected one of auto, nll, top1, squared_error"):
+    with pytest.raises(HeadError, match="expected 'auto', 'nll', 'top1' or 'squared_error'"):
         Ridge(metric="accuracy").fit(train)
 
 
