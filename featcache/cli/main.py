@@ -74,8 +74,24 @@ class Verb(Protocol):
         """Do the work and return the exit code."""
 
 
+class Help(argparse.Action):
+    """``--help``; a verb may set `parser.explain`, which says more about the words before it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        """Print the help and exit."""
+        explain = vars(parser).get("explain", lambda _: "")
+        print(parser.format_help() + explain(namespace), end="")
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage text."""
+
+    def __init__(self, prog: str, description: str = "") -> None:
+        super().__init__(prog, description=description, add_help=False)
+        self.add_argument(
+            "-h", "--help", action=Help, nargs=0, dest=argparse.SUPPRESS, help="show this help message and exit"
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise FeatcacheError."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import device_argument, preprocess_argument, pretrained_argument, show
 from featcache.errors import TrainingError
-from featcache.parameters import json_value
+from featcache.parameters import described, json_value
 from ft.merging import MERGES
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="parameter of the method, with a JSON value: --set scale=0.4",
+        help="parameter of the method, as JSON: --set scale=0.4; `featcache merge METHOD --help` lists them",
     )
     parser.add_argument("--fisher", nargs="+", default=[], metavar="FILE", help="for fisher: one file per model")
     parser.add_argument(
@@ -55,6 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     preprocess_argument(parser)
     device_argument(parser)
+    vars(parser)["explain"] = _parameters
+
+
+def _parameters(args: argparse.Namespace) -> str:
+    """The parameters of the named method, for ``--help``."""
+    if (method := str(vars(args).get("method"))) not in MERGES:
+        return ""
+    from ft.merging.merge import settings_of
+
+    return f"\nparameters of {method}, for --set:\n{described(settings_of(method))}\n"
 
 
 def run(args: argparse.Namespace) -> int:

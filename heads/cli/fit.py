@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
+from featcache.parameters import described
 from featcache.progress import Printed, Silent
 from featcache.store import TextStore
 from featcache.store.places.targets import checked_target
 from heads.cli.arguments import json_setting, open_reference, open_texts, rows_device_argument, store_arguments
-from heads.estimators.catalogue import HEADS, head_class, make_head, takes_prior, takes_selection
+from heads.estimators.catalogue import (
+    HEADS,
+    head_class,
+    make_head,
+    parameters_of,
+    takes_prior,
+    takes_selection,
+)
 
 if TYPE_CHECKING:
     from featcache.store.protocol import FeatureTable
@@ -54,10 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set a parameter of the head, as JSON: --set alphas=[0.1,1,10]",
+        help="set a parameter of the head, as JSON: --set alphas=[0.1,1,10]; `featcache fit HEAD --help` lists them",
     )
     rows_device_argument(parser)
     store_arguments(parser)
+    vars(parser)["explain"] = _parameters
+
+
+def _parameters(args: argparse.Namespace) -> str:
+    """The parameters of the named head, for ``--help``."""
+    if (name := str(vars(args).get("head"))) not in HEADS:
+        return ""
+    return f"\nparameters of {name}, for --set:\n{described(parameters_of(name))}\n"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,11 @@ from featcache.cli.encode import class_counts
 from featcache.cli.main import VERBS, main
 from featcache.encoders.openclip import loading
 from featcache.errors import DatasetError, EncoderError, FeatcacheWarning
+from featcache.parameters import described
 from featcache.progress import Bar
+from ft.merging import MERGES
+from ft.merging.merge import settings_of
+from heads.estimators.catalogue import HEADS, parameters_of
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
@@ -53,6 +57,20 @@ def test_the_nearest_name_is_suggested(
 def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "rm"]) == 0
     assert "usage: featcache rm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [*(["fit", head] for head in HEADS), *(["merge", method] for method in MERGES)])
+def test_help_of_a_plug_in_lists_its_parameters_and_what_they_allow(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--help"]) == 0
+    usage, _, listed = capsys.readouterr().out.partition(f"\nparameters of {words[1]}, for --set:\n")
+    assert f"usage: featcache {words[0]}" in usage
+    declared = (parameters_of if words[0] == "fit" else settings_of)(words[1])
+    assert listed.splitlines() == described(declared).splitlines()
+    assert all(f"  {name} " in listed and found.expected in listed for name, found in declared.items())
+    assert main(["help", *words]) == 0
+    assert listed in capsys.readouterr().out
 
 
 def test_encode_shows_the_rows_of_each_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
