@@ -18,6 +18,7 @@ from featcache.store.key import Json as Json
 from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
 from heads.rows.class_lists import class_difference
 from heads.rows.hashes import Hashes, are_in, column_of, group_hashes, hash_set
+from heads.rows.samples import is_multilabel, is_table
 
 ROLES = ("fitted_on", "chosen_on")
 """Keys of a `Provenance` that list splits."""
@@ -249,7 +250,7 @@ def check_labelling(head: str, store: Encoded, *, multilabel: bool) -> None:
     MismatchError
         Saying which is which.
     """
-    theirs = bool(getattr(store, "multilabel", False))
+    theirs = is_multilabel(store)
     if theirs != multilabel:
         kinds = "takes one label per row", "is multi-label"
         remedy = "fit a multilabel head" if theirs else "fit a head of one label per row"
@@ -330,9 +331,9 @@ def split_id(store: FeatureSource, groups: ArrayLike | None = None) -> SplitReco
     if store.sample is not None:
         identity["sample"] = dict(store.sample)
     rows, column = hash_set(store), column_of(store, groups)
-    if column is not None:
+    if column is not None and is_table(store):
         identity["grouped_by"] = column
-        known = group_hashes(column, getattr(store, "metadata")[column])  # noqa: B009 (only tables have columns)
+        known = group_hashes(column, store.metadata[column])
         rows = np.unique(known if rows is None else np.concatenate([rows, known]))
     return SplitRecord(identity, rows)
 

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, Derived, FeatureTable, VisualProjection
-from featcache.store.reading.tokens import block_rows, feature_shape
-from heads.rows.samples import Array, to_numpy, tokens_of
+from featcache.store.reading.tokens import block_rows, feature_shape, tokens_of
+from heads.rows.samples import Array, to_numpy
 
 
 def draw_shots(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource, FeatureTable
 from heads.rows.few_shot import FewShotStore
-from heads.rows.samples import Array, to_numpy
+from heads.rows.samples import Array, is_table, to_numpy
 
 Hashes = NDArray[np.uint64]
 
@@ -31,8 +31,7 @@ def hash_set(source: FeatureSource) -> Hashes | None:
     hashes = source.row_hashes
     if hashes is None:
         return None
-    valid = getattr(source, "valid", None)
-    rows = hashes if valid is None else hashes[valid]
+    rows = hashes[source.valid] if is_table(source) else hashes
     if isinstance(source, FewShotStore) and source.grouped_by is not None:
         rows = np.concatenate([rows, group_hashes(source.grouped_by, source.metadata[source.grouped_by])])
     return np.unique(rows)
@@ -83,12 +82,11 @@ def column_of(source: FeatureSource | None, groups: ArrayLike | None) -> str | N
     """The metadata column that groups (N',) of the valid rows were taken from; None if they are none of a source's."""
     if isinstance(source, FewShotStore) and source.grouped_by is not None:
         return source.grouped_by
-    if source is None or groups is None:
+    if source is None or groups is None or not is_table(source):
         return None
-    given, metadata = to_numpy(groups), getattr(source, "metadata", {})
-    valid = getattr(source, "valid", None)
-    for column, values in metadata.items():
-        own = values if valid is None else values[valid]
+    given = to_numpy(groups)
+    for column, values in source.metadata.items():
+        own = values[source.valid]
         if given.shape == own.shape and bool(np.all(given == own)):
             return str(column)
     return None

@@ -18,8 +18,8 @@ from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
 from featcache.store import ImageStore
-from featcache.store.protocol import FeatureSource, FeatureTable, TextSource
-from featcache.store.reading.tokens import tokens_remedy
+from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
+from featcache.store.reading.tokens import tokens_of, tokens_remedy
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -93,7 +93,7 @@ def is_table(source: FeatureSource) -> TypeIs[FeatureTable]:
     return hasattr(source, "gather")
 
 
-def is_multilabel(store: FeatureSource) -> bool:
+def is_multilabel(store: object) -> bool:
     """Whether a source is multi-label; sources of other programs may lack the attribute."""
     return bool(getattr(store, "multilabel", False))
 
@@ -126,18 +126,10 @@ def to_numpy(value: object) -> Array:
     return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
-def tokens_of(source: object) -> int | None:
-    """P of a source with tokens (N, P, D); None for features (N, D)."""
-    found: int | None = getattr(source, "tokens", None)
-    return found
-
-
-def refuse_tokens(source: object, what: str) -> None:
+def refuse_tokens(source: Encoded, what: str) -> None:
     """Raise HeadError, beginning with `what`, if the source has tokens: only some heads take them."""
-    tokens = tokens_of(source)
-    if tokens is not None:
-        dim = int(getattr(source, "dim", 0))
-        raise HeadError(f"{what}: {getattr(source, 'name', 'the store')} has {tokens_remedy(tokens, dim)}")
+    if (tokens := tokens_of(source)) is not None:
+        raise HeadError(f"{what}: {source.name} has {tokens_remedy(tokens, source.dim)}")
 
 
 def feature_blocks(X: Rows, *, tokens: bool = False) -> Iterator[Features]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from featcache.errors import FeatcacheError
 from featcache.store.key import Json
 from featcache.store.layout import Array
+from featcache.store.protocol import Encoded
 from featcache.store.reading.readers import Reader, Rows
 
 Float32 = npt.NDArray[np.float32]
@@ -143,10 +144,16 @@ def block_rows(shape: Sequence[int], rows: int, itemsize: int = 4) -> int:
     return max(1, min(rows, BLOCK_NBYTES // (int(np.prod(shape[1:])) * itemsize)))
 
 
-def feature_shape(store: object) -> tuple[int, ...]:
+def tokens_of(source: object) -> int | None:
+    """P of a source with tokens (N, P, D); None for features (N, D), of which a source need not say so."""
+    found: int | None = getattr(source, "tokens", None)
+    return found
+
+
+def feature_shape(store: Encoded) -> tuple[int, ...]:
     """Shape of one image's features: (D,), or (P, D) with tokens."""
-    tokens, dim = getattr(store, "tokens", None), int(getattr(store, "dim"))  # noqa: B009 - stores share no class
-    return (dim,) if tokens is None else (int(tokens), dim)
+    tokens = tokens_of(store)
+    return (store.dim,) if tokens is None else (tokens, store.dim)
 
 
 class PooledReader(Reader):
