@@ -262,7 +262,7 @@ def write_bank(root: Path, rows: np.ndarray) -> Path:
     specs = {"features": ArraySpec("features", "<f4", rows.shape, 8, nan)}
     whole = {"moment": ArraySpec("moment", "<f8", (rows.shape[1],) * 2, rows.shape[1], nan)}
     writer = StoreWriter(path, "banks", key, identity, specs, whole, {}, "text --random")
-    for chunk in writer.pending():
+    for chunk in range(specs["features"].n_chunks):
         span = specs["features"].rows_of(chunk)
         writer.write_chunk(chunk, {"features": rows[span.start : span.stop]})
     info = {"name": "random", "classnames": [], "encoder_name": "numbers", "dim": rows.shape[1], "error": 0.1}

@@ -154,11 +154,6 @@ class StoreWriter:
             elif held != content:
                 places.put(self.store / name, content)
 
-    def pending(self) -> list[int]:
-        """The chunks still to be written, in order: no valid marker, or a file missing or of the wrong size."""
-        done = {marker.chunk for marker in self.markers()}
-        return [chunk for chunk in range(self.rows_spec.n_chunks) if chunk not in done]
-
     def markers(self) -> list[Marker]:
         """The markers of finished chunks, in chunk order; only markers that changed since the last call are read."""
         found = places.files(self.store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,8 +112,10 @@ def _device() -> str:
     """The CUDA device of this process's local rank, or the CPU."""
     import torch
 
+    from featcache.processes import number_from
+
     count = torch.cuda.device_count()
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % count}" if count else "cpu"
+    return f"cuda:{number_from('LOCAL_RANK', 0) % count}" if count else "cpu"
 
 
 def _describe(result: GenerateResult, args: argparse.Namespace) -> str:
