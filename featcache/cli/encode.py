@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     )
     datasets = _datasets(args)
     encoder = encoder_of(args, args.preprocess or getattr(datasets[0], "prepared", None))
-    from featcache.encoding.images import encode_dataset  # last: a model that cannot be had is said without it
+    from featcache.encoding.images import encode_dataset  # last, so that errors about the model come early
 
     if args.dry_run:
         return _dry_run(datasets, encoder, options, args)
@@ -196,7 +196,7 @@ def _datasets(args: argparse.Namespace) -> list[Dataset]:
     if len(prepared) > 1 and not args.preprocess:
         names = ", ".join(sorted(name or "none" for name in prepared))
         raise DatasetError(
-            f"the data sets lie prepared in different ways ({names}); encode those of each way by themselves, or say "
+            f"the data sets were prepared in different ways ({names}); encode each kind separately, or give "
             "--preprocess for all"
         )
     return found

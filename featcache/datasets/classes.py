@@ -45,7 +45,7 @@ def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> Samp
             uses = Counter(names)
             if twice := next((name for name in old if uses[name] > 1), None):
                 raise DatasetError(
-                    f"{listed.name}: {twice!r} is named twice, so that it cannot be told which class it is"
+                    f"{listed.name}: {twice!r} is named twice, so its index is ambiguous; name each class once"
                 )
             return _placed(index, np.array([place[name] for name in old], np.int64), listed.names)
     # Renamed, unless a class of the source has another index among the display names, of which `place` is.

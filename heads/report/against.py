@@ -289,7 +289,7 @@ def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts:
 
 
 def _chosen(against: str) -> tuple[list[Figure], str | None]:
-    """The selected figures, and the model that the rows are declared to be of."""
+    """The selected figures, and the model that the user says the rows belong to."""
     first, colon, words = against.partition(":")
     if first != PUBLISHED:
         if not Path(against).is_file():

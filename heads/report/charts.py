@@ -226,7 +226,7 @@ def robustness_chart(rows: Sequence[Row], first: str, shifted: Sequence[str], me
 
 
 def _by_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of heads that are no interpolations by name; those that differ in shots alone, in that order, under one."""
+    """Rows that are not interpolations, by head; those that differ only in shots share a name, in that order."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if alpha_of(row) is None:

@@ -157,4 +157,4 @@ FORMATS: dict[str, Callable[[Sequence[Row], Shown], str]] = {
 """Name -> text of results rows."""
 
 ENDINGS = {"csv": "csv", "latex": "tex"}
-"""Formats that a report writes to files of their own, and the endings of these."""
+"""Formats that a report also writes to files, and the extensions of these files."""

@@ -52,7 +52,7 @@ def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         if number < last and line.strip():
-            raise HeadError(f"{path}:{number}: no JSON ({error}); remove that line") from None
+            raise HeadError(f"{path}:{number}: not JSON ({error}); remove that line") from None
         if line.strip():
             said = f"{path}:{number}: the last line is unfinished and is left out; run what wrote it again"
             warnings.warn(said, FeatcacheWarning, stacklevel=3)

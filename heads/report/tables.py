@@ -55,7 +55,7 @@ def markdown_table(
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], right: int = 0) -> list[str]:
-    r"""Lines of cells in columns; those from column `right` on, if there is one, end below each other.
+    r"""Lines of cells, aligned in columns; from column `right` on, if it is not 0, right-aligned.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def cell_text(text: str) -> str:
 
 
 def markdown_lines(header: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
-    """A Markdown table of plain texts, those from column `right` on, if there is one, right-aligned."""
+    """A Markdown table of plain strings; from column `right` on, if it is not 0, right-aligned."""
     rule = "|" + "".join("---:|" if right and i >= right else ":---|" for i in range(len(header)))
     return "\n".join([_markdown_line(header), rule, *(_markdown_line([*map(markdown_text, line)]) for line in lines)])
 
@@ -220,7 +220,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    r"""A name as Markdown shows it: one line, without a meaning of its own as Markdown or HTML.
+    r"""A name on one line, with everything escaped that Markdown or HTML would interpret.
 
     Examples
     --------

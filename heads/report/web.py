@@ -82,7 +82,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page: what its columns and lines are called, and a line of cells for each head or class."""
+    """A table of the page: column and row headings, and a row of cells for each head or class."""
 
     title: str
     corner: str
@@ -168,11 +168,11 @@ def _environment() -> Environment:
 
 
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""Control characters, those that turn the direction of writing, those without width, and halves of pairs."""
+"""Control characters, bidirectional controls, zero-width characters, and lone surrogates."""
 
 
 def _plain(value: object) -> object:
-    """A value as it is shown: of texts, control characters as a replacement character."""
+    """A value as it is shown: in strings, each character of `UNSEEN` is replaced by U+FFFD."""
     return UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
@@ -188,7 +188,7 @@ def _constants() -> dict[str, object]:
 
 
 def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> list[Row]:
-    """The rows, or the best of them in their order."""
+    """At most `most` rows, the best ones, in the order given."""
     if len(rows) <= most:
         return list(rows)
     first, _ = shown.places(rows, shown.metrics[0])
@@ -269,7 +269,7 @@ def headline(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: st
 def _column(
     values: Sequence[float | None], shown: Metric, intervals: Sequence[str], counted: Sequence[bool]
 ) -> list[Cell]:
-    """Cells of a column; the best of those that count is marked, and none without any."""
+    """Cells of a column; the best of the counted values is marked, if any is counted."""
     mark = any(counted)
     counts = counted if mark else [True] * len(values)
     known = [value for value, one in zip(values, counts, strict=True) if one and value is not None]
@@ -325,7 +325,7 @@ def class_tables(details: Sequence[Detail]) -> list[Table]:
 
 
 def _class_table(names: Sequence[str], group: Sequence[Detail]) -> Table:
-    """One of data sets with the same classes."""
+    """The table of the data sets that have these classes."""
     rows = np.stack([detail.class_rows for detail in group], 1)
     hits = np.stack([detail.class_hits for detail in group], 1)
     present = np.flatnonzero((rows > 0).any(1))
@@ -347,7 +347,10 @@ def _class_table(names: Sequence[str], group: Sequence[Detail]) -> Table:
 
 
 def multilabel_tables(rows: Sequence[Row]) -> list[Table]:
-    """Average precision, AUROC and F1 of each class, a table per data set and head; of many the lowest precisions."""
+    """Average precision, AUROC and F1 of each class, a table per data set and head.
+
+    Of many classes, those with the lowest average precision are shown.
+    """
     shown = Metric("", "%", higher_is_better=True)
     tables = []
     for dataset in datasets_of(rows, "class_ap"):

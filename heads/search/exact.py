@@ -109,12 +109,12 @@ def _on_device(rows: ArrayLike, device: str | None) -> torch.Tensor:
 
 
 def _lengths(rows: torch.Tensor) -> torch.Tensor:
-    """Length of each row (n,), where its square does not leave the range of the type."""
+    """Length (n,) of each row; wrong where its square overflows or underflows (see `_safe`)."""
     return (rows * rows).sum(dim=1).sqrt()
 
 
 def _safe(lengths: torch.Tensor) -> torch.Tensor:
-    """Which lengths (n,) are right whatever the row."""
+    """Mask (n,) of lengths whose squares neither overflowed nor underflowed."""
     return (lengths > SAFE_LENGTHS[0]) & (lengths < SAFE_LENGTHS[1])
 
 

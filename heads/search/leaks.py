@@ -14,9 +14,9 @@ from heads.search.exact import ExactIndex
 
 Pair = dict[str, Any]
 SAMPLED = 2_000
-"""Most training rows whose nearest neighbours are sought for `near_threshold`."""
+"""Maximum number of training rows from which `near_threshold` is estimated."""
 CLOSEST = 0.999
-"""Largest cosine that `near_threshold` asks for: what the same image has when it is encoded twice."""
+"""Upper limit of `near_threshold`: the cosine of one image that was encoded twice."""
 
 
 def leaks(train: FeatureTable, test: FeatureTable, threshold: float | None = None, per_row: int = 5) -> list[Pair]:
@@ -90,7 +90,7 @@ def near_threshold(train: FeatureTable) -> float:
 
 
 def _near(index: ExactIndex, features: NDArray[np.floating]) -> float:
-    """`near_threshold` of rows and their index, from at most `SAMPLED` rows spread over them."""
+    """`near_threshold` of rows and their index, from at most `SAMPLED` evenly spaced rows."""
     if len(features) < 2:
         return CLOSEST
     rows = np.linspace(0, len(features) - 1, min(SAMPLED, len(features))).round().astype(np.int64)

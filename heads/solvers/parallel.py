@@ -57,7 +57,7 @@ def _thread_pools(modules: int) -> Any:
 
 
 _allowed: list[int] = []
-"""BLAS threads before each `one_blas_thread` that is entered, the outermost first."""
+"""BLAS threads before each active `one_blas_thread`, outermost first."""
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def _mixed(pair: Sequence[Tensor], rows: _Rows, share: float) -> NDArray[np.floa
     found = np.array([1.0, 1.0])
     value, slope, curvature = terms_at(found)
     for _ in range(50):
-        # A factor at zero that wants below stays there.
+        # A factor at zero whose slope points below zero stays there.
         free, step = (found > 0) | (slope < 0), np.zeros(2)
         inner = curvature[np.ix_(free, free)]
         step[free] = -np.linalg.solve(inner + 1e-12 * (np.trace(inner) + 1e-300) * np.eye(len(inner)), slope[free])

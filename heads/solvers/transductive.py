@@ -18,10 +18,10 @@ from scipy.special import digamma, gammaln, log_softmax, polygamma
 Float = NDArray[np.float64]
 
 _SHARPNESS = 50.0  # TransCLIP's weight of assignments in its objective, and of labelled rows
-_CONFIDENT = 8  # rows from which a class begins
+_CONFIDENT = 8  # number of rows from which the initial mean of a class is computed
 _INNER = 5
-_CONCENTRATED = 1e6  # largest sum of a Dirichlet's parameters: of one row the likelihood grows without end
-_SETTLED = 1e-11  # of the squared parameters: a squared change that ends the iteration of `dirichlet_mm`
+_CONCENTRATED = 1e6  # largest sum of a Dirichlet's parameters: the likelihood of a single row is unbounded
+_SETTLED = 1e-11  # `dirichlet_mm` stops at this squared change, relative to the squared parameters
 _LEAST = 1e-8  # smallest of a Dirichlet's parameters
 _TINY = 1e-15  # added to probabilities before their logarithm
 

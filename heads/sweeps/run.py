@@ -67,7 +67,7 @@ class PlannedJob:
 
 
 def _image_id(store: FeatureTable) -> Json:
-    """What tells image stores apart: files that were edited and encoded again leave both keys as they were."""
+    """Identity of an image store, row hashes included: files edited in place keep both keys."""
     identity: Json = {**split_id(store), "encoder": store.encoder_key}
     hashes = store.row_hashes
     return identity if hashes is None else identity | {"rows": checksum(np.ascontiguousarray(hashes, "<u8").data)}

@@ -66,7 +66,7 @@ def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.Captur
     assert "alpha by folds: " not in capsys.readouterr().out
 
 
-def test_a_difference_that_is_no_result_stands_in_brackets() -> None:
+def test_differences_that_are_not_significant_stand_in_brackets() -> None:
     rows = [
         {"data": "toys/train", "head": head, "setting": {}, "shots": 4, "seed": seed, "toys:top1": top1}
         for head, found in {"logistic": (0.5, 0.6), "ridge": (0.6, 0.7001), "knn": (0.4, 0.8)}.items()

@@ -141,7 +141,7 @@ def test_work_waits_for_its_stream(impl: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
-def test_the_device_is_the_features_one(impl: str) -> None:
+def test_the_device_is_that_of_the_features(impl: str) -> None:
     tensors = drawn(5_000, 2, 100, torch.float16)
     expected = linear_nll(*tensors, impl=impl).results()
     assert torch.cuda.current_device() == 0

@@ -90,7 +90,7 @@ def test_a_set_that_is_not_declared_so_is_cropped_and_kept_apart(
     assert np.abs(one.numpy()[0] - two.numpy()[0]).max() > 0.01
 
 
-def test_sets_that_lie_prepared_and_others_are_not_mixed_in_silence(
+def test_prepared_and_unprepared_sets_are_not_mixed_silently(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = [f"arrays:{tmp_path}/{name}_x224" for name in ("ImageNet", "ImageNetV2")]

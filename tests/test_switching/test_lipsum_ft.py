@@ -133,7 +133,7 @@ def test_an_unknown_file_gets_no_advice_to_trust_it(tmp_path: Path, capsys: Any)
         assert "--trust" not in capsys.readouterr().err
 
 
-def test_a_head_file_is_no_model_to_merge(model: torch.nn.Module, tmp_path: Path, capsys: Any) -> None:
+def test_a_head_file_cannot_be_merged_as_a_model(model: torch.nn.Module, tmp_path: Path, capsys: Any) -> None:
     file = write_heads(tmp_path)
     assert main(["wise", str(tmp_path / "model"), str(file), "--out", str(tmp_path / "out")]) == 2
     assert "no image tower" in capsys.readouterr().err

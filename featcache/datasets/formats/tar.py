@@ -94,7 +94,7 @@ def _check(entry: tarfile.TarInfo, place: str) -> None:
     if not entry.isreg() or entry.sparse is not None:
         raise DatasetError(f"{place}: {entry.name!r} is a link or a special file; pack the files themselves (tar -h)")
     if entry.name.startswith("/") or ".." in entry.name.split("/") or "\0" in entry.name:
-        raise DatasetError(f"{place}: {entry.name!r} leads out of the archive; pack the files with relative names")
+        raise DatasetError(f"{place}: {entry.name!r} points outside the archive; pack the files with relative names")
 
 
 def _small(file: IO[bytes], entry: tarfile.TarInfo, place: str) -> bytes:

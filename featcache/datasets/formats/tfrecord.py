@@ -59,7 +59,7 @@ def scan_records(path: Path) -> Iterator[tuple[Record, memoryview]]:
             head = mapped[offset : offset + HEAD]
             length, crc = struct.unpack("<QI", head) if len(head) == HEAD else (0, -1)
             if crc != masked_crc(head[:8]) or offset + HEAD + length + TAIL > size:
-                raise DatasetError(f"{path}: no whole TFRecord at byte {offset:,}; restore the file")
+                raise DatasetError(f"{path}: incomplete or damaged TFRecord at byte {offset:,}; restore the file")
             with memoryview(mapped) as view, view[offset + HEAD : offset + HEAD + length] as content:
                 yield Record(offset + HEAD, length), content
             offset += HEAD + length + TAIL
@@ -130,7 +130,7 @@ def _walk(content: memoryview, start: int, stop: int) -> Iterator[tuple[int, int
         else:
             raise ValueError(f"wire type {kind} at byte {at}")
         if at + size > stop:
-            raise ValueError(f"a field of {size:,} bytes at byte {at} leads beyond its message")
+            raise ValueError(f"a field of {size:,} bytes at byte {at} extends beyond its message")
         yield number, kind, (at, at + size)
         at += size
 

@@ -98,7 +98,7 @@ def _of_rows(data: Held, labels: object, split: str, name: str | None, classname
     if isinstance(data, list | tuple | np.ndarray) or is_tensor(data):
         return _of_list(data, labels, split, name or "pictures", classnames)
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        stream = " A stream has no rows to come back to: make a list of it." if hasattr(data, "__iter__") else ""
+        stream = " A stream cannot be read twice: make a list of it." if hasattr(data, "__iter__") else ""
         raise DatasetError(f"data is {type(data).__name__}; {EXPECTED}.{stream}")
     _no_labels(labels, "a torch data set returns pairs of image and label")
     return _of_torch(data, split, name or default_name(type(data).__name__.lower()), classnames)

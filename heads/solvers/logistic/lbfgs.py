@@ -44,8 +44,8 @@ _ARMIJO = 1e-4
 _CURVATURE = 0.9
 _BACKTRACKS = 25
 _LOW_TOL = 1e-4  # gap at which cheap products give way to exact ones
-_FEW = 20  # iterations of the last penalty below which exact ones alone are faster: the change costs a window
-_STRONGER = 10.0  # times as strong a penalty, whose blocks say nothing of the gap
+_FEW = 20  # if the last penalty took fewer iterations, cheap products are not used: changing costs a window
+_STRONGER = 10.0  # blocks built for a penalty so many times stronger do not estimate the gap
 _WINDOW, _SHORT_WINDOW = 5, 2  # iterations whose total decrease has to be small, too; the short one down to _LOW_TOL
 
 

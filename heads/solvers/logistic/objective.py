@@ -196,7 +196,7 @@ class Objective:
             yield from side_by_side(len(block.X), size, of, self.threads)
 
     def _zero(self) -> Tensor:
-        """What values of pieces are added to: they stay on the device, and a pass waits for it once."""
+        """An accumulator for the values of pieces, on the device, so that a pass synchronises only once."""
         return torch.zeros((), dtype=torch.float64, device=self.rows.sample.X.device)
 
     def _loss(self, block: Block, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One logistic regression per class, all classes at once: shared products, one step length a class.
+"""One logistic regression per class, all classes at once: shared products, one step length per class.
 
 The L problems ``1/2 ||w_k||² + C sum_i log(1 + exp(-s_ik (w_k x_i + b_k)))``, ``s_ik`` 1 or -1, have their rows in
 common and nothing else. So L-BFGS runs on all of them side by side: a pass over the rows is two products with (L, D)

@@ -159,7 +159,7 @@ def _sum_to_zero(f: Objective) -> bool:
 
 
 def _projected(gradient: Tensor, sum_to_zero: bool, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """A product, kept from both sides in the subspace where outputs sum to zero, if there is one."""
+    """A product; with `sum_to_zero`, projected before and after onto the subspace where outputs sum to zero."""
     if not sum_to_zero:
         return product(gradient)
     found = product(gradient - gradient.mean(dim=0))

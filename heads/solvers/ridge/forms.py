@@ -18,7 +18,7 @@ Float = NDArray[np.float64]
 _GAP = {torch.float32: 4e-3, torch.float64: 1e-6}
 # What a factored F may leave out, relative to F of the smallest alpha: far below float32's rounding.
 _LEFT_OUT = 1e-10
-# Columns of a product that serves several alphas: narrower ones take longer a column.
+# Columns of a product that serves several alphas: narrower products take longer per column.
 _COLUMNS = 256
 
 

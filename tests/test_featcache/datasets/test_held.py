@@ -181,7 +181,7 @@ NORMALISED = torchvision.transforms.Compose(
         ([a.transpose(2, 0, 1) for a in ARRAYS], {"labels": NAMES}, "channels first"),
         (Pictures(NORMALISED), {}, "leave Normalize out"),
         (Pictures(), {"labels": NAMES}, "labels= is for lists of pictures"),
-        (iter(ARRAYS), {"labels": NAMES}, "A stream has no rows to come back to"),
+        (iter(ARRAYS), {"labels": NAMES}, "A stream cannot be read twice"),
         (7, {}, "data is int; expected 'source:argument'"),
         ({"train": ARRAYS, "test": ARRAYS}, {"split": "val", "labels": NAMES}, "no split 'val'; expected one of train"),
         (hugging_face().remove_columns("breed"), {}, "no label column among image, year"),

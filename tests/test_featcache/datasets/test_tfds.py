@@ -158,9 +158,9 @@ GOOD = example(image=picture(1), label=0)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-1], "no whole TFRecord at byte"),
-        (lambda content: content[:5], "no whole TFRecord at byte 0"),
-        (lambda content: b"\1" + content[1:], "no whole TFRecord at byte 0"),
+        (lambda content: content[:-1], "incomplete or damaged TFRecord at byte"),
+        (lambda content: content[:5], "incomplete or damaged TFRecord at byte 0"),
+        (lambda content: b"\1" + content[1:], "incomplete or damaged TFRecord at byte 0"),
         (lambda content: b"", "0 records, dataset_info.json says 1"),
         (lambda content: content * 2, "2 records, dataset_info.json says 1"),
         (lambda content: record(b"\xff\xff"), "record 0 is not an example"),

@@ -113,8 +113,8 @@ GOOD = [("a.png", PNG), ("a.cls", b"0")]
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("../../etc/a.png", PNG)], "leads out of the archive"),
-        ([("/etc/a.png", PNG)], "leads out of the archive"),
+        ([("../../etc/a.png", PNG)], "points outside the archive"),
+        ([("/etc/a.png", PNG)], "points outside the archive"),
         ([*GOOD, ("b.png", PNG), ("b.cls", b"0"), *GOOD], "sample 'a' occurs again"),
         ([*GOOD, ("a.png", PNG)], "'a.png' occurs twice"),
         ([("a.png", PNG)], "no label 'cls' among png"),

@@ -81,7 +81,7 @@ def test_open_clips_own_names_keep_their_meaning() -> None:
         load_encoder("ViT-B-32")
 
 
-def test_stores_are_found_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openais_names_find_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fakes import NumpyDataset, NumpyEncoder
 
     from featcache.encoding.images import encode_dataset

@@ -187,7 +187,7 @@ def test_no_message_recommends_deleting_a_store() -> None:
             assert "delete the store" not in text, path
 
 
-# Arrays that lie prepared
+# Arrays that were prepared before
 
 
 def test_prepared_arrays_are_not_cropped_again(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_contrastive_follows_its_formula() -> None:
     assert contrastive(V, V0, 7.0, captions).item() == pytest.approx(total / 8, rel=1e-12)
 
 
-def test_even_soft_targets_equal_plain_targets() -> None:
+def test_uniform_soft_targets_equal_plain_targets() -> None:
     _, captions = five_of_each()
     images, texts = rows(sines((10, 4), 0.2)), rows(sines((2, 4), 1.1))[captions]
     logits = 7.0 * images @ texts.T

@@ -58,7 +58,7 @@ def test_real_numbers_and_tensors() -> None:
             assert np.abs(ranks - right).max() <= 1
 
 
-def test_a_constant_model_finds_what_stands_first() -> None:
+def test_a_constant_model_retrieves_the_first_captions() -> None:
     of_images, of_captions = retrieval_ranks(np.ones((6, 2)), np.ones((12, 2)), np.arange(12) // 2)
     assert of_images.tolist() == [0, 2, 4, 6, 8, 10]
     assert of_captions.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]

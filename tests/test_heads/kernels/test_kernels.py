@@ -258,7 +258,7 @@ def test_threads_do_not_change_a_bit() -> None:
         np.testing.assert_array_equal(two[name], value)
 
 
-def test_any_array_will_do(tmp_path: Any) -> None:
+def test_any_kind_of_array_is_accepted(tmp_path: Any) -> None:
     X, W, b, y = whole(12, 64, 6, 11)
     expected = linear_nll(X, W, y, bias=b).nll
     np.save(tmp_path / "x.npy", X)

@@ -31,7 +31,7 @@ def test_seeds_are_fixed_different_and_nested() -> None:
     np.testing.assert_array_equal(draw_shots(other, 4, allow_fewer=True)[:12], one[:12])
 
 
-def test_every_row_is_drawn_alike_often() -> None:
+def test_every_row_is_drawn_equally_often() -> None:
     hits = np.zeros(20)
     for seed in range(500):
         hits[draw_shots(np.repeat([0, 1], 10), 3, seed=seed)] += 1

@@ -110,7 +110,7 @@ def test_heads_of_stores_predict_indices_and_save_no_labels(images: Any, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [Ridge, lambda: KNN(5, calibrate=False), TipAdapter])
-def test_files_of_before_mean_indices(images: Any, texts: Any, tmp_path: Path, kind: Any) -> None:
+def test_files_of_earlier_versions_mean_indices(images: Any, texts: Any, tmp_path: Path, kind: Any) -> None:
     more = {"texts": texts()} if kind is TipAdapter else {}
     path = kind().fit(images(), **more).save(tmp_path / "head.safetensors")
     with safe_open(str(path), framework="np") as file:

@@ -25,7 +25,7 @@ def close(found: Any, wanted: Any) -> float:
     return float(np.linalg.norm(np.asarray(found) - wanted) / np.linalg.norm(wanted))
 
 
-def test_moments_are_the_sums_they_say(draw: Any) -> None:
+def test_moments_are_their_defining_sums(draw: Any) -> None:
     X, y = draw(500, 16, 6)
     found, wide = moments_of(X, y, 6), X.astype(np.float64)
     onehot = np.eye(6)[y]

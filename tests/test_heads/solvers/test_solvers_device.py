@@ -162,7 +162,7 @@ def line(rows: RowSource, strength: float, **options: Any) -> Line:
     return Line(f)
 
 
-def test_halves_matter(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_factors_of_one_half_are_not_lost(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     """With one half of the weights alone the value is off by a thousand times as much."""
     X, y = rows
     theta = 100 * torch.randn(6, 25, generator=torch.Generator().manual_seed(0))

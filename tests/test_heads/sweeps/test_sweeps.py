@@ -33,7 +33,7 @@ def plan_of(*grids: HeadGrid, **fields: Any) -> SweepPlan:
     return SweepPlan(grids, (SPLITS,), **fields)
 
 
-def test_a_row_a_fit_equal_to_the_fit_by_hand(stores: dict[str, Any], tmp_path: Path) -> None:
+def test_one_row_per_fit_equal_to_the_fit_by_hand(stores: dict[str, Any], tmp_path: Path) -> None:
     plan = plan_of(
         HeadGrid("ridge", grid={"alphas": [[0.1], [10.0]]}), HeadGrid("zero_shot"), shots=(4, None), seeds=(0, 1)
     )
