@@ -73,7 +73,9 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     if file.is_dir():
         file = weights_file(file)
     if not file.is_file():
-        raise EncoderError(f"{file}: no such checkpoint; give a safetensors or torch file, or a model folder")
+        raise EncoderError(
+            f"{file}: no such checkpoint; give a safetensors or torch file, or a model folder{_last_instead(file)}"
+        )
     try:
         content = _load(file)
     except Exception as error:  # torch's readers raise KeyError, IndexError and more on broken files
@@ -178,8 +180,16 @@ def model_folder(name: str | Path) -> Path:
     text = str(name).removeprefix("local-dir:")
     folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
     if not (folder / CONFIG).is_file():
-        raise EncoderError(f"{folder}: no {CONFIG}; give a model folder (open_clip's local-dir:), or `tiny`")
+        raise EncoderError(
+            f"{folder}: no {CONFIG}; give a model folder (open_clip's local-dir:), or `tiny`{_last_instead(folder)}"
+        )
     return folder
+
+
+def _last_instead(path: Path) -> str:
+    """What to name instead of a run's best model, which there is only with a validation split."""
+    last = path.parent / LAST
+    return f"; this run had no validation split, its model is {last}" if path.name == BEST and last.is_dir() else ""
 
 
 def weights_file(folder: str | Path) -> Path:

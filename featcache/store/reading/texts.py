@@ -21,6 +21,10 @@ class TextStore(Store):
     def __repr__(self) -> str:
         return f"TextStore({self.name}: {self.counted}, {self.encoder_name}, {self.path})"
 
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """`cls`, for ``np.asarray(store)`` and functions that take arrays."""
+        return np.array(self.cls, dtype, copy=copy)
+
     @property
     def counted(self) -> str:
         """Size for messages: ``10 classes x 9 prompts``."""
@@ -65,6 +69,10 @@ class BankStore(Store):
 
     def __len__(self) -> int:
         return self.manifest.arrays["features"].shape[0]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """`features`, for ``np.asarray(store)``."""
+        return np.array(self.features, dtype, copy=copy)
 
     def __repr__(self) -> str:
         return f"BankStore({self.name}: {len(self):,} random texts x {self.dim}, {self.encoder_name}, {self.path})"

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 
 from featcache import EncodeOptions, ImageStore, encode_dataset
+from featcache.encoding.texts import embed_prompts
 
 
 @pytest.fixture
@@ -34,6 +35,12 @@ def test_rows_equal_those_read_by_zarr(store: ImageStore) -> None:
     with pytest.raises(IndexError, match=r"row 40 requested; fake/train@numpy has rows 0 to 39"):
         store[40]
     assert len(list(store)) == len(store) == 40
+
+
+def test_texts_are_arrays_of_class_vectors(tmp_path: Path) -> None:
+    texts = embed_prompts(["ant", "bee"], ["a {}", "the {}"], NumpyEncoder(), name="animals", root=tmp_path).store
+    np.testing.assert_array_equal(np.asarray(texts), texts.cls)
+    assert np.asarray(texts, np.float64).shape == (2, texts.dim)
 
 
 def test_to_pandas_has_all_columns(store: ImageStore) -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import clip_models
@@ -76,6 +77,13 @@ def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
         read_state(tmp_path / "missing.pt")
     with pytest.raises(EncoderError, match="no weights"):
         read_state(tmp_path.parent)
+
+
+@pytest.mark.parametrize("read", [read_state, model_folder])
+def test_the_best_of_a_run_without_validation_split_is_its_last(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    (tmp_path / "last").mkdir()
+    with pytest.raises(EncoderError, match=r"no validation split, its model is .*/last$"):
+        read(tmp_path / "best")
 
 
 def test_tied_and_strided_tensors_are_written_separately(tmp_path: Path) -> None:
