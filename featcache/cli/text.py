@@ -12,9 +12,10 @@ from featcache.cli.arguments import alias_note, at_least, encoder_of, model_argu
 from featcache.datasets import DATASETS, Dataset, open_datasets
 from featcache.datasets.options import WHOLE
 from featcache.encoders.published import check_reachable
-from featcache.errors import DatasetError, PromptError
+from featcache.errors import DatasetError, PromptError, StoreNotFoundError
 from featcache.progress import format_seconds
 from featcache.prompts import class_list_names, load_classnames, load_prompt_file, load_templates
+from featcache.store import ImageStore, TextStore, find_store
 
 if TYPE_CHECKING:
     from featcache.encoding.texts import TextResult
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "classes",
         metavar="CLASSES",
         nargs="?",
-        help="source of the class names: a data set (digits, imagefolder:DIR), a built-in list ("
+        help="source of the class names: a data set (digits, imagefolder:DIR), a store (NAME/SPLIT), a built-in list ("
         f"{', '.join(class_list_names())}), or a file with one name per line",
     )
     parser.add_argument("--split", help="split of the data set (default: train, or all if it has no splits)")
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _class_texts(args: argparse.Namespace) -> int:
-    classnames, name = classnames_of(args.classes, args.split)
+    classnames, name = classnames_of(args.classes, args.split, args.root)
     name = args.name or name
     prompts = load_prompt_file(args.prompts) if args.prompts else None
     templates = None if prompts is not None else load_templates(args.templates)
@@ -98,14 +99,22 @@ def _how(hit: bool, seconds: float) -> str:
     return "cache hit, no text encoded" if hit else f"encoded in {format_seconds(seconds)}"
 
 
-def classnames_of(classes: str, split: str | None) -> tuple[Sequence[str], str]:
-    """Class names from a data set, a built-in list or a file; and the default name of the store."""
+def classnames_of(classes: str, split: str | None, root: str | None = None) -> tuple[Sequence[str], str]:
+    """Class names from a data set, a built-in list, a store or a file; and the default name of the store."""
     if classes in class_list_names():
         return load_classnames(classes), classes
     source = classes.partition(":")[0]
     if source in DATASETS:
         dataset = _opened(classes, split)
         return dataset.index.classnames, classes.split(":")[1] if source == "collection" else dataset.name
+    if "/" in classes and not Path(classes).exists():
+        try:
+            store = find_store(classes, root)
+            if isinstance(store, ImageStore | TextStore):
+                return store.classnames, store.info["name"]
+        except StoreNotFoundError:
+            if not Path(classes).suffix:
+                raise
     return load_classnames(classes), Path(classes).stem
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import NumpyEncoder
+from fakes import NumpyDataset, NumpyEncoder
 from PIL import Image
 
+from featcache import encode_dataset
 from featcache.cli.main import main
 from featcache.errors import LabelsChangedError
-from featcache.store import open_image_store
+from featcache.store import list_stores, open_image_store, open_store
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -58,6 +59,21 @@ def test_the_same_texts_under_another_name_say_which_name_stays(
     assert main(["rename", "texts/first@tiny", "second", "--root", str(tmp_path / "cache")]) == 0
     assert main([*command, "--name", "second"]) == 0
     assert "texts/second@tiny: 2 classes x 1 prompt x 128, cache hit" in capsys.readouterr().out
+
+
+def test_texts_of_the_classes_of_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For features whose data set is not at hand, such as imported ones."""
+    store = encode_dataset(NumpyDataset(), NumpyEncoder(), root=tmp_path).store
+    command = ["text", "--quiet", "--root", str(tmp_path)]
+    assert main([*command, "fake/train"]) == 0
+    assert main([*command, "texts/fake", "--templates", "the {}"]) == 0
+    assert "texts/fake@tiny: 3 classes" in capsys.readouterr().out
+    found = [entry.path for entry in list_stores(tmp_path) if entry.reference.startswith("texts/")]
+    assert [open_store(path).classnames for path in found] == 2 * [store.classnames]
+    assert main([*command, "fake/test"]) == 3
+    assert "similar: fake/train@numpy" in capsys.readouterr().err
+    assert main([*command, "lists/names.txt"]) == 2
+    assert "lists/names.txt': no such file" in capsys.readouterr().err
 
 
 def test_a_store_made_under_another_name_is_noted(
