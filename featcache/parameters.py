@@ -228,7 +228,7 @@ def check_record(
     return record
 
 
-def json_value(text: str | bytes) -> object:
+def json_value(text: str | bytes) -> Any:
     """Parsed JSON; ValueError if it is malformed or nested too deeply."""
     try:
         return json.loads(text)

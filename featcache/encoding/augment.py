@@ -132,11 +132,11 @@ class Augmentation:
         if self.clip and isinstance(piece, Image.Image):
             return np.asarray(piece.resize(out, Image.Resampling.BICUBIC, reducing_gap=self.reducing_gap))
         values = np.asarray(piece, dtype=np.float32)
-        channels = [Image.fromarray(np.ascontiguousarray(values[..., channel])) for channel in range(3)]
         pixels = np.empty((out[1], out[0], 3), dtype=np.float32)
-        for number, channel in enumerate(channels):
-            resized = channel.resize(out, Image.Resampling.BICUBIC, reducing_gap=self.reducing_gap)
-            pixels[..., number] = np.asarray(resized)
+        for channel in range(3):
+            image = Image.fromarray(np.ascontiguousarray(values[..., channel]))
+            resized = image.resize(out, Image.Resampling.BICUBIC, reducing_gap=self.reducing_gap)
+            pixels[..., channel] = np.asarray(resized)
         if self.clip:
             np.clip(pixels, 0, 255, out=pixels)
         return pixels
@@ -145,8 +145,6 @@ class Augmentation:
 def view_uniforms(seed: int, view: int, sample_id: str, n: int) -> list[float]:
     """`n` uniform numbers in [0, 1) for one view of one sample.
 
-    Examples
-    --------
     >>> view_uniforms(0, 1, "a.png", 2) == view_uniforms(0, 1, "a.png", 3)[:2]
     True
     """
@@ -215,10 +213,7 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
 class View:
     """Turns pictures into augmented input images; pure, so any number of threads may call it.
 
-    Parameters
-    ----------
-    identity : everything that changes its pixels, JSON-able; part of the key of stored features
-    make : ``make(picture, view, sample_id)`` returns the image
+    Its `identity`, JSON-able, is everything that changes its pixels, and part of the key of stored features.
     """
 
     identity: Json
@@ -230,18 +225,9 @@ class View:
 
 
 def make_view(name: str, encoder: Encoder, seed: int) -> View:
-    """The augmentation of a name, at the image size of an encoder.
+    """One of `AUGMENTATIONS` at the image size of an encoder, or ``none``, the encoder's own preparation.
 
-    Parameters
-    ----------
-    name : ``none`` (the encoder's own preparation) or one of `AUGMENTATIONS`
-
-    Raises
-    ------
-    DatasetError
-        There is no such augmentation.
-    EncoderError
-        The encoder's `image_size` is unknown.
+    DatasetError if there is no such augmentation, EncoderError if the encoder's `image_size` is unknown.
     """
     if name == "none":
         return View({"kind": "none"}, lambda picture, epoch, sample_id: encoder.prepare(picture))

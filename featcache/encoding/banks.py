@@ -13,18 +13,9 @@ import numpy as np
 import torch
 
 from featcache.encoders import Encoder
-from featcache.encoders.base import SpecialTokens, whole_encoder
-from featcache.encoding.chunks import encoder_info, normalise
-from featcache.encoding.store_job import (
-    Contents,
-    JobResult,
-    Layout,
-    MadeChunk,
-    StoreJob,
-    Work,
-    stored_rows,
-    written_now,
-)
+from featcache.encoders.base import whole_encoder
+from featcache.encoding.chunks import encoder_info, unit_texts
+from featcache.encoding.store_job import Contents, JobResult, Layout, MadeChunk, StoreJob, Work, stored_rows
 from featcache.errors import EncoderError, MismatchError, PromptError
 from featcache.progress import Progress
 from featcache.store import BankStore, StoreWriter, find_path, open_bank_store, resolve_root
@@ -46,18 +37,11 @@ class SecondMoment(NamedTuple):
 
 
 def second_moment(texts: torch.Tensor) -> SecondMoment:
-    """``T^T T / K`` of K text features (K, D), in float64.
+    """``T^T T / K`` of K >= 1 text features (K, D), in float64.
 
     The error is ``sqrt((mean_k |t_k|^4 - |G|_F^2) / (K - 1)) / |G|_F``: the summed variance of the entries of the mean
     of K independent ``t t^T``, relative to its norm; infinite for a single text.
 
-    Raises
-    ------
-    PromptError
-        No texts, or not a matrix.
-
-    Examples
-    --------
     >>> moment = second_moment(torch.eye(2))
     >>> moment.matrix.tolist(), moment.size, moment.error
     ([[0.5, 0.0], [0.0, 0.5]], 2, 1.0)
@@ -93,11 +77,6 @@ def random_texts(
         which gives CLIP's 0 .. 49405
     context_length : pad with zeros to (n, context_length), for towers that need it; a causal tower that pools at `eot`
         gives the same features either way
-
-    Raises
-    ------
-    PromptError
-        There are no ids to draw from, or the texts are longer than the context.
 
     Examples
     --------
@@ -138,44 +117,20 @@ def embed_random_texts(
     root: str | StorePath | None = None,
     progress: Progress | None = None,
 ) -> BankResult:
-    """Embed `m` random texts, or find them in the cache.
+    """Embed `m` random texts of `length` ids (8 in Lipsum-FT), or find them in the cache.
 
-    Parameters
-    ----------
-    m : number of texts, M
-    encoder : with CLIP's tokenizer, or another with start and end token
-    length : random ids per text (8 in Lipsum-FT)
-    name : name of the bank in listings; default: ``random-M``
-    root : folder of all stores
-
-    Raises
-    ------
-    PromptError
-        There are no texts, or they are longer than the model's context.
-    EncoderError
-        The model has no text side, or its tokenizer no start and end token.
+    `name` is that of the bank in listings, by default ``random-M``. PromptError if there are no texts, or they are
+    longer than the model's context; EncoderError if the model has no text side, or its tokenizer no start and end.
     """
     if encoder.text_identity is None or (special := whole_encoder(encoder, "encoder:").special_tokens) is None:
         raise EncoderError(f"{encoder.name} has no text side that takes token ids; use a CLIP-style model")
-    drawn = {"random_texts": m, "length": length, "seed": seed}
-    ids = draw_texts(drawn, special, encoder.name)
-    return _BankJob(ids, drawn, encoder, name or f"random-{m}", resolve_root(root), progress).result()
-
-
-def draw_texts(drawn: dict[str, int], special: SpecialTokens, name: str) -> torch.Tensor:
-    """Token ids (M, context) of the texts of a bank; PromptError if they are too long for the model."""
-    length = drawn["length"]
     if length > special.context - 2:
-        raise PromptError(f"length {length}: {name} takes texts of {special.context - 2} ids at most")
-    return random_texts(
-        drawn["random_texts"],
-        length,
-        special.start,
-        special.end,
-        torch.Generator().manual_seed(drawn["seed"]),
-        vocab_size=special.vocabulary,
-        context_length=special.context,
-    )
+        raise PromptError(f"length {length}: {encoder.name} takes texts of {special.context - 2} ids at most")
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"vocab_size": special.vocabulary, "context_length": special.context}
+    ids = random_texts(m, length, special.start, special.end, generator, **sizes)
+    drawn = {"random_texts": m, "length": length, "seed": seed}
+    return _BankJob(ids, drawn, encoder, name or f"random-{m}", resolve_root(root), progress).result()
 
 
 class _BankJob(StoreJob[BankStore]):
@@ -207,12 +162,9 @@ class _BankJob(StoreJob[BankStore]):
         for work in works:
             parts = []
             for ids in torch.split(self.ids[work.rows.start : work.rows.stop], TEXT_BATCH):
-                parts.append(normalise(self.encoder.encode_tokens(ids))[0])
+                parts.append(unit_texts(self.encoder.encode_tokens(ids), self.encoder))
                 self.advance(len(ids))
-            features = np.concatenate(parts)
-            if not np.isfinite(features).all():
-                raise EncoderError(f"{self.encoder.name} returned NaN or infinite text features; use --precision fp32")
-            yield MadeChunk(work, {Part(): {"features": features}})
+            yield MadeChunk(work, {Part(): {"features": np.concatenate(parts)}})
 
     def contents(self, part: Part, writer: StoreWriter) -> Contents:
         moment = second_moment(torch.from_numpy(stored_rows(writer, "features")))
@@ -220,29 +172,17 @@ class _BankJob(StoreJob[BankStore]):
             "name": self.name,
             "classnames": [],
             **encoder_info(self.encoder),
-            "text_digests": [self.encoder.text_digest],
             "error": moment.error if self.n_rows > 1 else None,
             **self.drawn,
         }
-        provenance = self.encoder.provenance | {"written": written_now()}
-        return Contents(info, provenance, {"moment": moment.matrix.numpy()})
+        return Contents(info, self.encoder.provenance, {"moment": moment.matrix.numpy()})
 
 
 def open_bank(reference: str | int, encoder: Encoder, root: str | StorePath | None = None) -> BankStore:
-    """Open a bank, or make it if a number of texts is given.
+    """Open a bank by its folder, key or ``banks/NAME``, or find or make the one with a number of texts and seed 0.
 
-    Parameters
-    ----------
-    reference : number of texts (of a bank with seed 0, made if necessary), a store's folder, its key, or ``banks/NAME``
-    encoder : its text tower must be that of the bank
-    root : folder of all stores
-
-    Raises
-    ------
-    MismatchError
-        The bank has another text tower, or the store is not a bank.
-    StoreNotFoundError, StoreCorruptError
-        There is no such store, or it is damaged.
+    MismatchError if it has another text tower than `encoder`, or is not a bank; StoreNotFoundError or StoreCorruptError
+    if there is no such store, or it is damaged.
     """
     if isinstance(reference, int) or reference.isdigit():
         path: StorePath = embed_random_texts(int(reference), encoder, root=root).store.path

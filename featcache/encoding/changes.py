@@ -28,13 +28,8 @@ def known_identity(
     - Earlier versions left the content of arrays out of their key: a finished store under the older key, of ids and
       sizes alone, is used if it has the same content.
     - A store has one set of labels. If a finished store has other labels and another name, the data set gets its own
-      store, keyed by its name too: digits and words for the same images. Its rows are copied, not encoded.
-
-    Parameters
-    ----------
-    identity : ``{"encoder": ..., "dataset": ...}``, with the content in the key
-    names : ``name`` and ``split``
-    update_labels : replace the labels of a store of another name
+      store, keyed by its `names` (name and split) too: digits and words for the same images. Its rows are copied, not
+      encoded. With `update_labels`, the labels of the store of another name are replaced instead.
     """
     folder = root / ImageStore.kind / content_key(identity["encoder"])
     found = _of_content(identity, index, root, folder)
@@ -134,10 +129,7 @@ def changed_rows(
 def check_source(dataset: Dataset, store: ImageStore) -> list[str]:
     """Ids of the samples whose content differs from what was encoded, unreadable ones included; reads all samples.
 
-    Raises
-    ------
-    MismatchError
-        The store was made from samples with other ids or sizes.
+    MismatchError if the store was made from samples with other ids or sizes.
     """
     index = dataset.index
     stored = store.manifest.identity["dataset"]

@@ -25,13 +25,7 @@ from featcache.encoders.taps import find_tap
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.pace import BatchSize
-from featcache.encoding.pipeline import (
-    default_ahead,
-    default_workers,
-    prepared,
-    read_sample,
-    worked_batches,
-)
+from featcache.encoding.pipeline import default_ahead, default_workers, prepared, read_sample, worked_batches
 from featcache.encoding.reuse import Donors, Place
 from featcache.encoding.store_job import MadeChunk, Work
 from featcache.encoding.tokens import PutFile, TokenRows
@@ -77,10 +71,23 @@ def stored_identity(encoder: Encoder, tap: str | None = None) -> Json:
     return stored if tap is None else stored | {"stored_tap": tap_name(tap)}
 
 
+def unit_texts(features: npt.NDArray[np.float32], encoder: Encoder) -> npt.NDArray[np.float32]:
+    """Unit rows (N, D) of text features; EncoderError if some are not finite."""
+    unit, _ = normalise(features)
+    if not np.isfinite(unit).all():
+        raise EncoderError(f"{encoder.name} returned NaN or infinite text features; use --precision fp32")
+    return unit
+
+
 def encoder_info(encoder: Encoder) -> Json:
-    """The fields of `StoreInfo` that describe the encoder, without its text digests."""
-    scale, bias = encoder.logit_scale, encoder.logit_bias
-    return {"encoder_name": encoder.name, "dim": encoder.dim, "logit_scale": scale, "logit_bias": bias}
+    """The fields of a manifest's `info` that describe the encoder."""
+    return {
+        "encoder_name": encoder.name,
+        "dim": encoder.dim,
+        "logit_scale": encoder.logit_scale,
+        "logit_bias": encoder.logit_bias,
+        "text_digests": [] if encoder.text_digest is None else [encoder.text_digest],
+    }
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,8 @@ class _Sample:
 class ChunkEncoder:
     """Encodes chunks of one data set with one encoder.
 
-    Parameters
-    ----------
-    batch_size : images per pass; may change while batch sizes are measured
-    donors : other stores, from which rows of known content are copied
-    advance : called with the number of rows of every finished batch
-    put : writes a file of tokens
+    Rows of known content are copied from `donors`. `advance` is called with the number of rows of every finished batch,
+    and `put` writes a file of tokens. `batch_size` may change while batch sizes are measured.
     """
 
     def __init__(
@@ -127,15 +130,13 @@ class ChunkEncoder:
     def encode(self, works: Iterable[Work]) -> Iterator[MadeChunk]:
         """Encode chunks in order; a work is taken only when its first batch is about to be read.
 
-        Raises
-        ------
-        ContentChangedError
-            A part is added, and an image is no longer the one that the store was made from.
+        ContentChangedError if a part is added, and an image is no longer the one that the store was made from.
         """
         options = self._options
         tasks = ([(work, row) for row in batch] for work in works for batch in self._batches(work.rows))
         ahead = default_ahead(self._encoder) if options.ahead is None else options.ahead
-        batches = worked_batches(self._samples, tasks, options.workers or default_workers(), ahead)
+        workers = options.workers or default_workers()
+        batches = worked_batches(lambda batch: [self._sample(*task) for task in batch], tasks, workers, ahead)
         begun: deque[_Chunk] = deque()  # the next chunk begins before the last results of this one arrive
         for batch in batches:
             work = batch[0].work
@@ -174,23 +175,19 @@ class ChunkEncoder:
                 found[part] = TokenRows(part, specs["features"], work.rows, self._put, self._donors)
         return found
 
-    def _samples(self, tasks: Sequence[tuple[Work, int]]) -> list[_Sample]:
-        return [self._sample(work, row) for work, row in tasks]
-
     def _sample(self, work: Work, row: int) -> _Sample:
         """Read one sample and make its views; called in worker threads."""
         if row in work.bad and work.content is not None:
             return _Sample(work, row, work.content[row - work.rows.start].tobytes(), error=work.bad[row])
-        places: list[Place] = []
+        place: Place | None = None
 
         def known(content: bytes) -> bool:
+            nonlocal place
             place = self._donors.find(content, self._ids[row], work.parts)
-            places.extend([] if place is None else [place])
             return place is not None
 
         sample = read_sample(self._dataset, row, known)
         if sample.picture is None:
-            place = places[0] if places else None
             return _Sample(work, row, sample.content, error=sample.error, place=place)
         views = {part.whole_view for part in work.parts}
         ordered = sorted(views, key=str)
@@ -257,9 +254,8 @@ class ChunkEncoder:
         if known is None:
             return
         differs = (chunk.content != known[: len(chunk.content)]).any(axis=1)
-        rows = {chunk.rows.start + int(row) for row in np.flatnonzero(differs)} | (
-            set(chunk.errors) - set(chunk.work.bad)
-        )
+        rows = {chunk.rows.start + int(row) for row in np.flatnonzero(differs)}
+        rows |= set(chunk.errors) - set(chunk.work.bad)
         if rows:
             raise ContentChangedError(
                 f"{self._what}: {counted(len(rows), 'image')} changed since the store was made, first "

@@ -31,18 +31,7 @@ from featcache.encoding.options import EncodeOptions, Share
 from featcache.encoding.pace import BatchSize, measured_chunk_rows
 from featcache.encoding.pipeline import default_workers, prepared, read_sample
 from featcache.encoding.reuse import Donors
-from featcache.encoding.store_job import (
-    Contents,
-    Layout,
-    MadeChunk,
-    StoreJob,
-    Work,
-    store_key,
-    stored_chunk,
-    stored_rows,
-    written_now,
-)
-from featcache.encoding.tokens import prefix_info
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, stored_chunk, stored_rows
 from featcache.errors import (
     ContentChangedError,
     DatasetError,
@@ -55,7 +44,7 @@ from featcache.progress import Progress, as_progress, counted
 from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.catalogue import add_name
 from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
-from featcache.store.key import Json
+from featcache.store.key import Json, store_key
 from featcache.store.layout import Array, image_arrays, label_arrays
 from featcache.store.places import StorePath, remove, stat
 from featcache.store.reading.parts import KIND as PARTS
@@ -131,9 +120,8 @@ def encode(
         )
     dataset = _dataset(data, split, labels, name, held)
     encoder = _encoder(model, pretrained, loading, getattr(dataset, "prepared", None))
-    store = encode_dataset(
-        dataset, encoder, root=root, options=EncodeOptions(**options), progress=as_progress(progress)
-    ).store
+    chosen, shown = EncodeOptions(**options), as_progress(progress)
+    store = encode_dataset(dataset, encoder, root=root, options=chosen, progress=shown).store
     if name is not None and (store.name, store.split) != (dataset.name, dataset.split):
         warnings.warn(
             f"{dataset.name}/{dataset.split}: the store of these samples has the name {store.name}/{store.split} and "
@@ -161,17 +149,13 @@ def _encoder(
 ) -> Encoder:
     """The encoder of a name or a module; any other object is taken to be an encoder."""
     if isinstance(model, str):
-        if unused := [option for option in ("transform", "digest") if option in loading]:
-            raise EncoderError(
-                f"{', '.join(unused)}: for a torch module; {model} has its own preparation: leave it out"
-            )
+        if unused := ", ".join(option for option in ("transform", "digest") if option in loading):
+            raise EncoderError(f"{unused}: for a torch module; {model} has its own preparation: leave it out")
         loading.setdefault("preprocess", prepared)
         return load_encoder(model, pretrained, **loading)
     if isinstance(model, torch.nn.Module):
         if loading.pop("preprocess", None) is not None or pretrained is not None:
-            raise EncoderError(
-                "preprocess and pretrained are for models by name; a module has weights and a transform="
-            )
+            raise EncoderError("preprocess and pretrained are for models by name; a module has weights and transform=")
         return ModuleEncoder(model, **loading)
     return model
 
@@ -188,8 +172,8 @@ def encode_dataset(
     options = options or EncodeOptions()
     job = ImageJob(dataset, whole_encoder(encoder, "encoder:"), resolve_root(root), options, progress)
     began = time.perf_counter()
-    store = job.finished()
-    hit, relabelled = store is not None, False
+    store, relabelled = job.finished(), False
+    found = store is not None
     if store is None:
         store = job.run()
     else:
@@ -200,7 +184,7 @@ def encode_dataset(
         store = open_image_store(job.path)
     job.sweep()
     seconds = time.perf_counter() - began
-    hit = hit and not job.encoded + job.copied
+    hit = found and not job.encoded + job.copied
     return EncodeResult(store, hit, job.encoded, relabelled, seconds, job.copied, job.batch_size.told)
 
 
@@ -278,7 +262,6 @@ class ImageJob(StoreJob[ImageStore]):
         provenance = self.encoder.provenance | {
             "source": self.encoder.source,
             "data": self.opened_as,
-            "written": written_now(),
             "rows_encoded_last": self.encoded,
             "rows_copied_last": self.copied,
             "batch_size": self.batch_size.now,
@@ -288,7 +271,8 @@ class ImageJob(StoreJob[ImageStore]):
         if part != Part():
             name = f"{self.encoder.name}#{part.tap}" if part.tap else self.encoder.name
             tap = find_tap(self.encoder, part.tap)
-            info = self.names | {"encoder_name": name, "dim": tap.dim} | prefix_info(tap.prefix, tap.tokens)
+            info = self.names | {"encoder_name": name, "dim": tap.dim}
+            info |= {} if tap.tokens is None else {"prefix_tokens": tap.prefix}
             no_texts: Json = {"text_digests": [], "logit_scale": None, "logit_bias": None}
             return Contents(info | (no_texts if part.tap else {}), provenance)
         bad = [item for marker in writer.markers() for item in marker.bad]
@@ -312,25 +296,19 @@ class ImageJob(StoreJob[ImageStore]):
     def finalise(self, part: Part, writer: StoreWriter) -> None:
         """See `StoreJob.finalise`; also records the files' modification times.
 
-        Raises
-        ------
-        ContentChangedError
-            A file whose content is part of the key was replaced while it was encoded.
+        ContentChangedError if a file whose content is part of the key was replaced while it was encoded.
         """
         if part == Part():
-            self._check_content(writer)
+            if (content := self.index.content) is not None:
+                hashes = stored_rows(writer, "content").tobytes()
+                if content_digest(content.decoding, hashes) != content.digest(self.root):
+                    raise ContentChangedError(
+                        f"{self.what}: {content.where} changed while it was encoded; {content.remedy}"
+                    )
             write_stamps(self.path, self.index.stamps)
             if not self.index.metadata:
                 remove(self.path / METADATA)
         super().finalise(part, writer)
-
-    def _check_content(self, writer: StoreWriter) -> None:
-        content = self.index.content
-        if content is None:
-            return
-        hashes = stored_rows(writer, "content").tobytes()
-        if content_digest(content.decoding, hashes) != content.digest(self.root):
-            raise ContentChangedError(f"{self.what}: {content.where} changed while it was encoded; {content.remedy}")
 
     # Encoding
 
@@ -356,7 +334,8 @@ class ImageJob(StoreJob[ImageStore]):
 
     def _put(self, part: Part, file: int, values: Array) -> Future[str]:
         """Write a file of tokens in the writer thread."""
-        return self.behind.call(self._writers[part].put_file, "features", file, values)
+        writer = self._writers[part]
+        return self.behind.call(writer.put_chunk, writer.specs["features"], file, values)
 
     def check_bad(self, bad: Sequence[BadRow]) -> None:
         """ImageReadError if more images are unreadable than the options allow."""
@@ -375,54 +354,43 @@ class ImageJob(StoreJob[ImageStore]):
     def encode_changed(self, store: ImageStore) -> None:
         """Encode chunks again whose source files changed with the same ids and sizes.
 
-        Raises
-        ------
-        ContentChangedError
-            Files changed, and `refresh` is off, or the store has another name and so may hold another data set.
+        ContentChangedError if `refresh` is off, or the store has another name and so may hold another data set; the
+        message never suggests replacing another data set's features.
         """
         if self.index.content is not None:  # part of the key
             return
         content = store.reader("content")
         chunks = map(content.spec.rows_of, range(content.spec.n_chunks))
 
-        def stored(rows: range) -> Array:
+        def read(rows: range) -> Array:
             return content.read(rows.start, rows.stop)
 
-        changed = changed_rows(self.dataset, self.path, chunks, stored, spot_rows(self.dataset, store))
+        changed = changed_rows(self.dataset, self.path, chunks, read, spot_rows(self.dataset, store))
         if not changed:
             return
-        same_name = (store.name, store.split) == (self.dataset.name, self.dataset.split)
-        if not (self.options.refresh and same_name):
-            raise ContentChangedError(self._what_changed(store, changed, same_name=same_name))
+        named = ", ".join(self.index.ids[row] for row in changed[:3]) + (", ..." if len(changed) > 3 else "")
+        stored = f"{store.name}/{store.split}"
+        if (store.name, store.split) != (self.dataset.name, self.dataset.split):
+            raise ContentChangedError(
+                f"{self.what}: {stored} is stored with the same ids and sizes, and {len(changed):,} of its files "
+                f"differ ({named}); run with another --root, which keeps both"
+            )
+        if not self.options.refresh:
+            raise ContentChangedError(
+                f"{self.what}: {counted(len(changed), 'source file')} changed since encoding ({named}), with the same "
+                "ids and sizes; if they were edited, run again with --refresh to replace their chunks; if this is "
+                f"another data set than the stored {stored}, run with another --root, which keeps both"
+            )
         writer = self.writer()
         writer.reopen()
         for chunk in {row // content.spec.chunk_rows for row in changed}:
             writer.drop(chunk)
         self.run()
 
-    def _what_changed(self, store: ImageStore, changed: Sequence[int], *, same_name: bool) -> str:
-        """The error message: what differs and what to do. It never suggests replacing another data set's features."""
-        named = ", ".join(self.index.ids[row] for row in changed[:3])
-        more = ", ..." if len(changed) > 3 else ""
-        stored = f"{store.name}/{store.split}"
-        if same_name:
-            return (
-                f"{self.what}: {counted(len(changed), 'source file')} changed since encoding ({named}{more}), with the "
-                "same ids and sizes; if they were edited, run again with --refresh to replace their chunks; if this "
-                f"is another data set than the stored {stored}, run with another --root, which keeps both"
-            )
-        return (
-            f"{self.what}: {stored} is stored with the same ids and sizes, and {len(changed):,} of its files differ "
-            f"({named}{more}); run with another --root, which keeps both"
-        )
-
     def relabel(self, store: ImageStore) -> bool:
         """Update labels, class names and metadata columns that differ from the stored ones; features are kept.
 
-        Raises
-        ------
-        LabelsChangedError
-            They differ, and `update_labels` is off.
+        LabelsChangedError if they differ and `update_labels` is off.
         """
         difference = self._difference(store)
         if difference and not self.options.update_labels:
@@ -447,19 +415,17 @@ class ImageJob(StoreJob[ImageStore]):
     def _difference(self, store: ImageStore) -> str:
         """How labels and columns differ from the stored ones, in words; empty if they do not."""
         index = self.index
-        if not same_labels(store, index):
-            if store.classnames != index.classnames:
-                return f"the class names differ from those of {store.reference}"
-            if store.multilabel != (index.targets is not None):
-                kinds = "one label per sample", "any number of labels per sample"
-                return (
-                    f"{store.reference} has {kinds[store.multilabel]}, and the data set {kinds[not store.multilabel]}"
-                )
-            differs = store.truth != index.truth
-            rows = np.flatnonzero(differs.reshape(len(index), -1).any(axis=1) & store.valid)
-            named = f" (first: {index.ids[rows[0]]})" if len(rows) else ""
-            return f"{len(rows):,} of {len(index):,} labels differ from those of {store.reference}{named}"
-        if store.metadata_digest != self.metadata_digest:
+        if same_labels(store, index):
+            if store.metadata_digest == self.metadata_digest:
+                return ""
             old, new = sorted(store.metadata) or "none", sorted(index.metadata) or "none"
             return f"the metadata columns differ from those of {store.reference} (stored {old}, now {new})"
-        return ""
+        if store.classnames != index.classnames:
+            return f"the class names differ from those of {store.reference}"
+        if store.multilabel != (index.targets is not None):
+            kinds = "one label per sample", "any number of labels per sample"
+            return f"{store.reference} has {kinds[store.multilabel]}, and the data set {kinds[not store.multilabel]}"
+        differs = store.truth != index.truth
+        rows = np.flatnonzero(differs.reshape(len(index), -1).any(axis=1) & store.valid)
+        named = f" (first: {index.ids[rows[0]]})" if len(rows) else ""
+        return f"{len(rows):,} of {len(index):,} labels differ from those of {store.reference}{named}"

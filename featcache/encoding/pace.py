@@ -61,17 +61,12 @@ class BatchSize:
         self._spent += seconds
         self._left -= rows
         following = next(self._trials, None)
-        if following is None or self._spent > MOST_SECONDS or following > self._left:
-            self._settle()
-        else:
+        if following is not None and self._spent <= MOST_SECONDS and following <= self._left:
             self.now = following
-
-    def _settle(self) -> None:
-        self.is_settled = True
-        if not self._seconds:  # the first pass already took too long
             return
+        self.is_settled = True
         least = {size: min(seconds) for size, seconds in self._seconds.items()}
-        self.now = next(iter(least))
+        self.now = next(iter(least), self.now)  # none if the first pass took too long
         for size, seconds in least.items():
             if seconds < WORTH * least[self.now]:
                 self.now = size
@@ -80,16 +75,11 @@ class BatchSize:
 def chunk_rows_for(seconds_a_row: float) -> int:
     """Rows of a chunk that takes about a minute at most: a power of two from 64 to 4,096.
 
-    Examples
-    --------
     >>> [chunk_rows_for(seconds) for seconds in (0.001, 0.1, 0.3, 10.0)]
     [4096, 512, 128, 64]
     """
     most = CHUNK_SECONDS / max(seconds_a_row, 1e-9)
-    rows = LEAST_CHUNK
-    while rows < DEFAULT_CHUNK_ROWS and 2 * rows <= most:
-        rows *= 2
-    return rows
+    return max(LEAST_CHUNK, min(DEFAULT_CHUNK_ROWS, 1 << (int(max(1, most)).bit_length() - 1)))
 
 
 def measured_chunk_rows(

@@ -57,9 +57,7 @@ def default_ahead(encoder: Encoder) -> int:
 def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lambda content: False) -> Sample:
     """Read, hash and decode one sample; a damaged one gives a `Sample` with an error.
 
-    Parameters
-    ----------
-    known : given the content hash, returns True if the picture is not needed and so not decoded
+    If ``known(content hash)`` is True, the picture is not needed and not decoded.
     """
     digest = NO_CONTENT
     try:
@@ -87,10 +85,7 @@ def prepared_batches(
 def prepared(sample: Sample, prepare: Callable[[Picture], T]) -> Prepared[T]:
     """The sample's image as `prepare` makes it; a picture that cannot be prepared counts as unreadable.
 
-    Raises
-    ------
-    EncoderError
-        The encoder cannot prepare any picture.
+    EncoderError if the encoder cannot prepare any picture.
     """
     if sample.picture is None:
         return Prepared(sample.row, None, sample.error)
@@ -123,25 +118,21 @@ def worked_batches(
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-worker")
     waiting: deque[list[Future[list[T]]]] = deque()
+
+    def oldest() -> list[T]:
+        return [item for piece in waiting.popleft() for item in piece.result()]
+
     try:
         for batch in batches:
-            waiting.append([pool.submit(work, piece) for piece in _pieces(batch, workers)])
+            size = max(1, len(batch) // (4 * workers))  # several pieces per worker even out slow images
+            pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
+            waiting.append([pool.submit(work, piece) for piece in pieces])
             if len(waiting) > ahead:
-                yield _collect(waiting.popleft())
+                yield oldest()
         while waiting:
-            yield _collect(waiting.popleft())
+            yield oldest()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _pieces(batch: Sequence[S], workers: int) -> list[Sequence[S]]:
-    """Several pieces per worker, which evens out slow images."""
-    size = max(1, len(batch) // (4 * workers))
-    return [batch[start : start + size] for start in range(0, len(batch), size)]
-
-
-def _collect(futures: Sequence[Future[list[T]]]) -> list[T]:
-    return [item for future in futures for item in future.result()]
 
 
 def batches_of(rows: range, batch_size: int) -> list[range]:

@@ -31,7 +31,6 @@ class EncodePlan:
     Parameters
     ----------
     store : place of the store, which need not exist
-    name, split, rows : name, split and size of the data set
     rows_to_encode : images that the store or a part lacks, rows that would be copied from other stores included
     bytes_to_read : size of their files; 0 if the source does not know
     bytes_to_write : size of their features, for all outputs
@@ -59,52 +58,33 @@ def plan_encoding(
     root: str | Path | None = None,
     options: EncodeOptions | None = None,
 ) -> EncodePlan:
-    """Plan a run of `featcache.encode_dataset`: rows, bytes, and the time, estimated by encoding two batches.
-
-    Raises
-    ------
-    FeatcacheError
-        As `featcache.encode_dataset` raises before its first image.
-    """
+    """Plan a run of `featcache.encode_dataset`: rows, bytes, and the time, estimated by encoding two batches."""
     options = options or EncodeOptions()
     if dataset.index.content is not None:
         dataset.index.content.digest()  # without a root, so that no cache is written
     job = ImageJob(dataset, whole_encoder(encoder, "encoder:"), resolve_root(root), options, None)
     missing = _missing_rows(job)
     rows = np.unique(np.concatenate(list(missing.values())))
-    written = sum(2 * len(own) * _width(encoder, part) for part, own in missing.items())
+    taps = {part: find_tap(encoder, part.tap) for part in missing}
+    written = sum(2 * len(own) * taps[part].dim * (taps[part].tokens or 1) for part, own in missing.items())
     seconds = _seconds_a_row(dataset, encoder, options, rows) * len(rows) * (1 + options.views) if len(rows) else 0.0
     sizes = np.maximum(dataset.index.sizes[rows], 0)
-    return EncodePlan(
-        store=job.path,
-        name=dataset.name,
-        split=dataset.split,
-        rows=len(dataset.index),
-        rows_to_encode=len(rows),
-        bytes_to_read=int(sizes.sum()),
-        bytes_to_write=written,
-        seconds=seconds,
-    )
+    counts = (len(dataset.index), len(rows), int(sizes.sum()), written)
+    return EncodePlan(job.path, dataset.name, dataset.split, *counts, seconds)
 
 
 def _missing_rows(job: ImageJob) -> dict[Part, np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """The rows that each output lacks. Writers are opened only on existing stores, where they write nothing."""
-    everything = np.arange(job.n_rows)
-    begun = {part: read_header(job.path / part.name) is not None for part in (Part(), *job.parts)}
-    if not begun[Part()]:
-        return dict.fromkeys(begun, everything)
+    missing = dict.fromkeys((Part(), *job.parts), np.arange(job.n_rows))
+    begun = [part for part in missing if read_header(job.path / part.name) is not None]
+    if Part() not in begun:
+        return missing
     store = job.writer()
-    writers = {part: job.part_writer(part, store) if part != Part() else store for part in begun if begun[part]}
-    missing = dict.fromkeys(begun, everything)
-    for part, writer in writers.items():
+    for part in begun:
+        writer = job.part_writer(part, store) if part != Part() else store
         done = [row for marker in writer.markers() for row in writer.rows_spec.rows_of(marker.chunk)]
-        missing[part] = np.setdiff1d(everything, np.array(done, dtype=np.int64))
+        missing[part] = np.setdiff1d(missing[part], np.array(done, dtype=np.int64))
     return missing
-
-
-def _width(encoder: Encoder, part: Part) -> int:
-    tap = find_tap(encoder, part.tap)
-    return tap.dim * (tap.tokens or 1)
 
 
 def _seconds_a_row(

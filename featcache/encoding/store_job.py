@@ -32,9 +32,9 @@ from featcache.errors import (
     StoreSchemaError,
 )
 from featcache.progress import Progress, Silent, Waits
-from featcache.store import BadRow, Marker, StoreWriter, content_key, read_manifest
+from featcache.store import BadRow, Marker, StoreWriter, read_manifest
 from featcache.store.claims import Claims
-from featcache.store.key import Json, checksum
+from featcache.store.key import Json, checksum, store_key
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, Array, ArraySpec
 from featcache.store.manifest import begun_chunk_rows
 from featcache.store.places import StorePath, stat
@@ -61,7 +61,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is written after all chunks; the arguments of `StoreWriter.finalise`."""
+    """What is written after all chunks; the arguments of `StoreWriter.finalise`, without the time."""
 
     info: Mapping[str, object]
     provenance: Mapping[str, object]
@@ -106,15 +106,9 @@ class JobResult(Generic[S]):
 
 
 class StoreJob(ABC, Generic[S]):
-    """Makes one store.
+    """Makes one store; `what` is the title of progress and error messages, `parts` are taps and views to store as well.
 
-    Parameters
-    ----------
-    root : folder of all stores
-    identity : ``{"encoder": ..., "dataset": ...}``, JSON-able, from which the key is made
-    what : title of progress and error messages
-    chunk_rows : rows per chunk, default 4096; a store that was begun keeps its own
-    parts : taps and views to store as well
+    `chunk_rows` are the rows per chunk of a new store; one that was begun keeps its own.
     """
 
     kind: type[Store]
@@ -194,10 +188,7 @@ class StoreJob(ABC, Generic[S]):
     def writer(self) -> StoreWriter:
         """The writer of the new or unfinished store.
 
-        Raises
-        ------
-        StoreSchemaError, MismatchError
-            The store was begun by another version of featcache, or moved by hand.
+        StoreSchemaError or MismatchError if the store was begun by another version of featcache, or moved by hand.
         """
         try:
             return self._writer()
@@ -221,14 +212,8 @@ class StoreJob(ABC, Generic[S]):
     def run(self) -> S:
         """Make this process's share of the missing chunks, then finish the store or wait until another process has.
 
-        `encoded` and `copied` count the rows encoded here, and those copied from other stores.
-
-        Raises
-        ------
-        ShardDoneError
-            The share is done, only the share was asked for, and the store is not finished yet.
-        StoreCorruptError
-            Written chunks keep changing.
+        `encoded` and `copied` count the rows encoded here, and those copied from other stores. ShardDoneError if the
+        share is done, no more was asked for, and the store is not finished; StoreCorruptError if chunks keep changing.
         """
         writer = self.writer()
         outputs = Outputs(writer, {part: self.part_writer(part, writer) for part in self.parts})
@@ -238,17 +223,15 @@ class StoreJob(ABC, Generic[S]):
         try:
             return self._run(outputs)
         except KeyboardInterrupt as stopped:
-            stopped.add_note(self._kept(outputs))
+            spec = writer.rows_spec
+            kept = self.n_rows - sum(len(spec.rows_of(chunk)) for chunk in outputs.pending())
+            rest = f"; rows are written in chunks of {spec.chunk_rows:,} (--chunk-rows)" if self.n_rows > kept else ""
+            stopped.add_note(
+                f"{self.what}: {kept:,} of {self.n_rows:,} rows are kept{rest}; run the same command again to go on"
+            )
             raise
         finally:
             self._claims.release_all()
-
-    def _kept(self, outputs: "Outputs") -> str:
-        """A message of how many rows a stopped run keeps."""
-        spec, pending = outputs.store.rows_spec, outputs.pending()
-        kept = self.n_rows - sum(len(spec.rows_of(chunk)) for chunk in pending)
-        rest = f"; rows are written in chunks of {spec.chunk_rows:,} (--chunk-rows)" if self.n_rows > kept else ""
-        return f"{self.what}: {kept:,} of {self.n_rows:,} rows are kept{rest}; run the same command again to go on"
 
     def before(self, writer: StoreWriter) -> None:
         """Hook that runs before chunks are made, and may drop those that must be made again."""
@@ -337,7 +320,8 @@ class StoreJob(ABC, Generic[S]):
     def finalise(self, part: Part, writer: StoreWriter) -> None:
         """Write everything but the chunks, the manifest last."""
         contents = self.contents(part, writer)
-        writer.finalise(contents.whole, contents.info, contents.provenance, contents.files)
+        provenance = {"written": written_now(), **contents.provenance}
+        writer.finalise(contents.whole, contents.info, provenance, contents.files)
 
 
 class Outputs:
@@ -413,11 +397,6 @@ def _same_images(marker: Marker | None, base: Marker | None) -> bool:
     if marker is None or base is None:
         return False
     return all(marker.checksums[name] == base.checksums[name] for name in SHARED)
-
-
-def store_key(identity: Json) -> str:
-    """Key of a store, ``<encoder_key>/<dataset_key>``."""
-    return f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
 
 
 def stored_chunk(writer: StoreWriter, name: str, chunk: int) -> Array:

@@ -19,17 +19,8 @@ import numpy.typing as npt
 
 from featcache.encoders import Encoder, LoadingOptions, load_encoder
 from featcache.encoders.base import whole_encoder
-from featcache.encoding.chunks import Float, encoder_info, normalise
-from featcache.encoding.store_job import (
-    Contents,
-    JobResult,
-    Layout,
-    MadeChunk,
-    StoreJob,
-    Work,
-    stored_rows,
-    written_now,
-)
+from featcache.encoding.chunks import Float, encoder_info, normalise, unit_texts
+from featcache.encoding.store_job import Contents, JobResult, Layout, MadeChunk, StoreJob, Work, stored_rows
 from featcache.errors import EncoderError, LabelsChangedError, PromptError
 from featcache.progress import Progress, as_progress
 from featcache.prompts import fill, load_templates, prompts_of
@@ -75,9 +66,8 @@ def embed_text(
         There are no classes, a template has no ``{}``, a class has no sentences, or a text is too long.
     """
     encoder = load_encoder(model, pretrained, **loading) if isinstance(model, str) else model
-    return embed_prompts(
-        classnames, templates, encoder, prompts=prompts, name=name, root=root, progress=as_progress(progress)
-    ).store
+    shown = as_progress(progress)
+    return embed_prompts(classnames, templates, encoder, prompts=prompts, name=name, root=root, progress=shown).store
 
 
 def embed_prompts(
@@ -157,10 +147,7 @@ class _TextJob(StoreJob[TextStore]):
             self.advance(len(work.rows))
 
     def _embed(self, rows: range) -> Values:
-        texts = [text for row in rows for text in self.sentences[row]]
-        features, _ = normalise(self.encoder.encode_texts(texts))
-        if not np.isfinite(features).all():
-            raise EncoderError(f"{self.encoder.name} returned NaN or infinite text features; use --precision fp32")
+        features = unit_texts(self.encoder.encode_texts([t for row in rows for t in self.sentences[row]]), self.encoder)
         raw = np.full((len(rows), self.longest, self.encoder.dim), np.nan, dtype=np.float32)
         counts = np.array([len(self.sentences[row]) for row in rows], dtype=np.int64)
         raw[np.arange(self.longest) < counts[:, None]] = features
@@ -172,11 +159,9 @@ class _TextJob(StoreJob[TextStore]):
             "classnames": list(self.classnames),
             "templates": None if self.templates is None else list(self.templates),
             **encoder_info(self.encoder),
-            "text_digests": [self.encoder.text_digest],
         }
         whole = {} if self.templates is None else {"ctx": context_means(stored_rows(writer, "raw"))}
-        provenance = self.encoder.provenance | {"source": self.encoder.source, "written": written_now()}
-        return Contents(info, provenance, whole)
+        return Contents(info, self.encoder.provenance | {"source": self.encoder.source}, whole)
 
 
 def class_means(raw: npt.NDArray[Float]) -> npt.NDArray[Float]:

@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.encoding.reuse import Donors, Place
-from featcache.store.key import Json
 from featcache.store.layout import Array, ArraySpec
 from featcache.store.reading.parts import Part
-from featcache.store.writer import Written
 
 PutFile = Callable[[Part, int, Array], Future[str]]
 """Writes one file of a part's features, given its number; the future has its checksum."""
@@ -32,16 +30,7 @@ def unit_tokens(tokens: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32
 
 
 class TokenRows:
-    """The tokens of one chunk of a part.
-
-    Parameters
-    ----------
-    part : a part whose tap has tokens
-    spec : of the part's features
-    rows : the rows of the chunk
-    put : writes a file
-    donors : stores that rows are copied from
-    """
+    """The tokens of a chunk with some `rows`, of a part with features as in `spec`; rows are copied from `donors`."""
 
     def __init__(self, part: Part, spec: ArraySpec, rows: range, put: PutFile, donors: Donors) -> None:
         self._part, self._spec, self._rows, self._put, self._donors = part, spec, rows, put, donors
@@ -56,7 +45,8 @@ class TokenRows:
         self.norm[np.asarray(rows) - self._rows.start] = lengths
         stored = unit.astype(np.float16)
         for row, values in zip(rows, stored, strict=True):
-            self._file(row // self._spec.chunk_rows)[row - self._begin(row // self._spec.chunk_rows)] = values
+            file, place = divmod(row, self._spec.chunk_rows)
+            self._file(file)[place] = values
 
     def flush(self, before: int, known: Mapping[int, Place]) -> None:
         """Write the files whose rows are all before a row; `known` are the places of the rows to copy."""
@@ -75,12 +65,9 @@ class TokenRows:
             self._checksums.append(self._put(self._part, file, self._open.pop(file)))
 
     @property
-    def written(self) -> Written:
+    def written(self) -> tuple[str, ...]:
         """The checksums of all files; waits until they are written."""
-        return Written(tuple(checksum.result() for checksum in self._checksums))
-
-    def _begin(self, file: int) -> int:
-        return self._spec.rows_of(file).start
+        return tuple(checksum.result() for checksum in self._checksums)
 
     def _file(self, file: int) -> Array:
         """The rows of an unwritten file, NaN where missing."""
@@ -88,8 +75,3 @@ class TokenRows:
             shape = (len(self._spec.rows_of(file)), *self._spec.shape[1:])
             self._open[file] = np.full(shape, np.nan, np.float16)
         return self._open[file]
-
-
-def prefix_info(prefix: int, tokens: int | None) -> Json:
-    """Manifest entries of a tap with tokens; none for other taps."""
-    return {} if tokens is None else {"prefix_tokens": prefix}

@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,8 +110,8 @@ def open_prior_store(path: str | StorePath) -> PriorStore:
 class Entry:
     """One store below a root, finished or not.
 
-    `modified` is the time of its newest file (seconds since 1970); `parts` are its taps and views; `other_models` are
-    other names of its encoder; `text_digests` are digests of the text towers that match its features.
+    `modified` is the time of its newest file (seconds since 1970), `parts` are its taps and views, `other_models` other
+    names of its encoder, and `text_digests` those of the text towers that match its features.
     """
 
     path: StorePath
@@ -151,12 +152,12 @@ class Entry:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Its short names, one per name of its encoder; the name it was first encoded under comes first."""
+        """Its short names, one per name of its encoder: ``digits/test@tiny``, ``texts/digits@tiny``."""
         return tuple(f"{self.short}@{model}" for model in self.models)
 
     @property
     def reference(self) -> str:
-        """The first of `references`: ``digits/test@tiny``, ``texts/digits@tiny``."""
+        """The first of `references`, with the name that it was first encoded under."""
         return self.references[0]
 
     def to_json(self) -> Json:
@@ -195,22 +196,23 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
         return without_manifest("(other version)")
     except FeatcacheError:
         return without_manifest("(damaged)")
+    info = manifest.info
     return Entry(
         path,
         manifest.kind,
         manifest.key,
-        manifest.info["name"],
-        manifest.info.get("split"),
-        manifest.info["encoder_name"],
+        info["name"],
+        info.get("split"),
+        info["encoder_name"],
         manifest.n_rows,
         nbytes,
         True,
         modified,
         parts=tuple(part.label for part in finished_parts(held)),
         other_models=names_in(held),
-        dim=manifest.info["dim"],
-        classes=len(manifest.info.get("classnames", ())),
-        text_digests=tuple(manifest.info.get("text_digests", ())),
+        dim=info["dim"],
+        classes=len(info.get("classnames", ())),
+        text_digests=tuple(info.get("text_digests", ())),
     )
 
 
@@ -226,11 +228,7 @@ def find_store(
 
     ``NAME/SPLIT@MODEL#pre_projection`` is a tap, ``...#view-plain-0-3`` view 3 of the augmentation `plain` with seed 0,
     ``...#views`` all views (if they have one augmentation and seed), ``...#views:pre_projection`` a tap of all views.
-
-    Parameters
-    ----------
-    reference, root, **search : see `find_path`
-    reader, verify : see `open_store`
+    See `find_path` for `root` and **search, and `open_store` for `reader` and `verify`.
 
     Examples
     --------
@@ -291,9 +289,7 @@ def find_path(
     matches = matches or [entry for entry in entries if _has_key(entry, wanted)]
     if len(matches) == 1:
         return matches[0].path
-    if matches:
-        raise _several_match(wanted, matches, entries)
-    raise _none_matches(wanted, root, entries, suggest)
+    raise _several_match(wanted, matches, entries) if matches else _none_matches(wanted, root, entries, suggest)
 
 
 def _of_name(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
@@ -306,15 +302,13 @@ def _of_name(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
         entry
         for entry in entries
         if entry.finished
-        and (name in (entry.short, *entry.references) or (entry.short == short and _is_model(entry, model)))
+        and (name in (entry.short, *entry.references) or (model and entry.short == short and _is_model(entry, model)))
         and (not key or _has_key(entry, key, either=True))
     ]
 
 
 def _is_model(entry: Entry, model: str) -> bool:
     """Whether a name of the encoder, or the folder it was loaded from, ends in the path `model`."""
-    if not model:
-        return False
     ends = f"/{model}"
     if any(name.endswith(ends) or name == openai_name(model) for name in entry.models):
         return True
@@ -388,11 +382,10 @@ def address(entry: Entry, entries: Sequence[Entry]) -> str:
 
 
 def _several_match(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> StoreNotFoundError:
-    if all(entry.finished for entry in matches):
-        named = ", ".join(address(entry, entries) for entry in matches)
-        return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; write one of: {named}")
-    shown = ", ".join(f"{entry.path} ({entry.reference})" for entry in matches)
-    return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; give the folder of one: {shown}")
+    what, shown = "write one of", [address(entry, entries) for entry in matches]
+    if not all(entry.finished for entry in matches):
+        what, shown = "give the folder of one", [f"{entry.path} ({entry.reference})" for entry in matches]
+    return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; {what}: {', '.join(shown)}")
 
 
 def _none_matches(wanted: str, root: StorePath, entries: list[Entry], suggest: bool) -> StoreNotFoundError:
@@ -423,10 +416,8 @@ def add_name(store: Store, name: str) -> None:
     file = quote(name, safe="")
     if name == store.encoder_name or len(file) > MAX_NAME_BYTES or name in other_names(store.path):
         return
-    try:
+    with suppress(StoreWriteError):  # a cache hit needs no write access
         create(store.path / NAMES / file, b"")
-    except StoreWriteError:
-        return  # a cache hit needs no write access
 
 
 def other_names(path: StorePath) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ CLAIMS = "claims"
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 120.0
 
-
 _taken: set[tuple[StorePath, bytes]] = set()
 """Claim files of all writers in this process, with their content, until they are released."""
 

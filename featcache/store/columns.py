@@ -26,13 +26,8 @@ STAMPS = "stamps.bin"
 def as_columns(metadata: Mapping[str, Collection[object]], rows: int) -> Columns:
     """Metadata columns, given as N integers or texts each, as arrays (N,) of int64 or of str objects.
 
-    Raises
-    ------
-    DatasetError
-        A column has the wrong length, or holds anything but integers only or texts only.
+    DatasetError if a column has the wrong length, or holds anything but integers only or texts only.
 
-    Examples
-    --------
     >>> as_columns({"year": [2016, 2017], "region": ["Asia", ""]}, 2)
     {'year': array([2016, 2017]), 'region': array(['Asia', ''], dtype=object)}
     """
@@ -65,15 +60,8 @@ def metadata_digest(metadata: Mapping[str, Collection[object]]) -> str:
     """Digest of metadata columns as `as_columns` takes them, independent of their order.
 
     xxh3-128 in hexadecimal of the number of columns and then, sorted by name, of each column's name, kind, number of
-    values, and values (little-endian int64; or byte lengths, then UTF-8).
+    values, and values (little-endian int64; or byte lengths, then UTF-8). DatasetError if a text is not valid Unicode.
 
-    Raises
-    ------
-    DatasetError
-        A text is not valid Unicode.
-
-    Examples
-    --------
     >>> metadata_digest({"a": [1], "b": ["x"]}) == metadata_digest({"b": ["x"], "a": [1]})
     True
     >>> metadata_digest({"a": [1]}) == metadata_digest({"a": ["1"]})
@@ -93,27 +81,12 @@ def metadata_digest(metadata: Mapping[str, Collection[object]]) -> str:
 
 
 def labels_digest(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> str:
-    """Digest of labels and class names, which detects every edit.
+    """Digest of labels (N,), or of targets (N, C) of multi-label data, and the C class names; detects every edit.
 
-    Parameters
-    ----------
-    labels : (N,) integers, or targets (N, C) of multi-label data
-    classnames : the C class names
+    xxh3-128, 32 hexadecimal digits, of the number of labels, the labels, the number of classes, the byte length of each
+    name, and the names in UTF-8; every number as little-endian int64. Targets are hashed row by row, with a prefix of
+    their own. DatasetError if a class name is not valid Unicode.
 
-    Returns
-    -------
-    str
-        xxh3-128, 32 hexadecimal digits, of the number of labels, the labels, the number of classes, the byte length
-        of each name, and the names in UTF-8; every number as little-endian int64. Targets are hashed row by row, with
-        a prefix of their own.
-
-    Raises
-    ------
-    DatasetError
-        A class name is not valid Unicode.
-
-    Examples
-    --------
     >>> labels_digest(np.array([0, 1]), ["cat", "dog"]) == labels_digest(np.array([0, 1]), ["dog", "cat"])
     False
     """
@@ -150,13 +123,7 @@ def metadata_bytes(metadata: Mapping[str, Array]) -> bytes:
 
 
 def metadata_from(content: bytes, name: object = METADATA) -> Columns:
-    """Inverse of `metadata_bytes`; `name` is the file's name for error messages.
-
-    Raises
-    ------
-    StoreCorruptError
-        It is not a Parquet file, or has columns of other types.
-    """
+    """Inverse of `metadata_bytes`; StoreCorruptError, which says `name`, if it is damaged or has other types."""
     table = _table(content, name)
     try:
         return {column: _column(column, table[column].to_pylist()) for column in table.column_names}
@@ -181,13 +148,7 @@ def _parquet(columns: Mapping[str, object]) -> bytes:
 
 
 def ids_from(content: bytes, rows: int, name: object = SAMPLES) -> list[str]:
-    """The sample ids in a samples file; `name` is the file's name for error messages.
-
-    Raises
-    ------
-    StoreCorruptError
-        It is not a Parquet file, or does not hold one id per row.
-    """
+    """The sample ids in a samples file; StoreCorruptError, which says `name`, if it does not hold one per row."""
     table = _table(content, name)
     ids: list[str] = table["id"].to_pylist() if "id" in table.column_names else []
     if len(ids) != rows or not all(isinstance(value, str) for value in ids):

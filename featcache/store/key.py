@@ -46,6 +46,11 @@ def content_key(identity: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical_json(identity)).hexdigest()[:KEY_LENGTH]
 
 
+def store_key(identity: Mapping[str, Mapping[str, object]]) -> str:
+    """Key of a store, ``<encoder_key>/<dataset_key>``."""
+    return f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
+
+
 def checksum(content: bytes | bytearray | memoryview) -> str:
     """xxh3-128 in hexadecimal; at over 10 GB/s it is fast enough to check whole stores."""
     return xxhash.xxh3_128_hexdigest(content)

@@ -145,14 +145,12 @@ def image_arrays(n_rows: int, dim: int, chunk_rows: int, tokens: int | None = No
     so that the root mean square length of an image's tokens is 1; ``norm`` is the original root mean square length.
     """
     nan = float("nan")
-    if tokens is None:
-        features = ArraySpec("features", "<f2", (n_rows, dim), chunk_rows, nan)
-    else:
-        features = ArraySpec(
-            "features", "<f2", (n_rows, tokens, dim), token_rows(n_rows, tokens * dim, chunk_rows), nan
-        )
+    shape: tuple[int, ...] = (n_rows, dim)
+    rows = chunk_rows
+    if tokens is not None:
+        shape, rows = (n_rows, tokens, dim), token_rows(n_rows, tokens * dim, chunk_rows)
     specs = (
-        features,
+        ArraySpec("features", "<f2", shape, rows, nan),
         ArraySpec("norm", "<f4", (n_rows,), chunk_rows, nan),
         ArraySpec("valid", "|u1", (n_rows,), chunk_rows, 0),
         ArraySpec("content", "|u1", (n_rows, 16), chunk_rows, 0),
@@ -210,10 +208,10 @@ def dimension_names(spec: ArraySpec) -> tuple[str, ...] | None:
     >>> dimension_names(image_arrays(9, 4, 9)["features"]), dimension_names(image_arrays(9, 4, 9, 2)["features"])
     (('row', 'feature'), ('row', 'token', 'feature'))
     """
-    names = DIMENSIONS.get(spec.name)
     if spec.name == "features" and len(spec.shape) == 3:
         return ("row", "token", "feature")
-    return names if names is not None and len(names) == len(spec.shape) else None
+    names = DIMENSIONS.get(spec.name, ())
+    return names if len(names) == len(spec.shape) else None
 
 
 def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) -> dict[str, bytes]:
@@ -238,15 +236,11 @@ def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) 
             dimension_names=dimension_names(spec),
         )
     found: dict[str, bytes] = {name: content.to_bytes() for name, content in files.items()}
-    return found | {HEADER: _consolidated(found)}
-
-
-def _consolidated(files: Mapping[str, bytes]) -> bytes:
-    """The group's zarr.json with consolidated metadata, so that readers need a single request."""
-    group = json.loads(files[HEADER])
-    arrays = {name.removesuffix(f"/{HEADER}"): json.loads(text) for name, text in files.items() if name != HEADER}
-    group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
-    return json.dumps(group, indent=2).encode()
+    # The group's file also holds those of the arrays, so that readers need a single request.
+    header = json.loads(found[HEADER])
+    arrays = {name.removesuffix(f"/{HEADER}"): json.loads(text) for name, text in found.items() if name != HEADER}
+    header["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    return found | {HEADER: json.dumps(header, indent=2).encode()}
 
 
 EMPTY_FIELDS = ("attributes", "storage_transformers", "dimension_names", "consolidated_metadata")

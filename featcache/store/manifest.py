@@ -5,7 +5,6 @@ a chunk is complete; a chunk without one is not done, even if its files exist. T
 that the store is complete; readers refuse a store without one. Only this module writes and parses these records.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,20 +19,13 @@ from featcache.errors import (
     StoreNotFoundError,
     StoreSchemaError,
 )
-from featcache.store.key import Json, canonical_json, checksum, content_key, pretty_json
+from featcache.parameters import json_value
+from featcache.store.key import Json, canonical_json, checksum, pretty_json, store_key
 from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec
 from featcache.store.places import StorePath, files, read_or_none
 
 Shapes = Mapping[str, tuple[int, ...]]
 MARKER_NAME = re.compile(r"[0-9]{6,12}\.json")
-
-
-def parse_json(content: bytes) -> Any:
-    """Parsed JSON; ValueError if it is malformed or nested too deeply."""
-    try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 def check_schema(schema: object, store: StorePath) -> None:
@@ -64,7 +56,7 @@ def read_header(store: StorePath) -> Header | None:
     A header of another schema is not damaged: it is returned and must not be overwritten (see `check_schema`).
     """
     try:
-        found = dict(parse_json(read_or_none(store / HEADER) or b"")["attributes"]["featcache"])
+        found = dict(json_value(read_or_none(store / HEADER) or b"")["attributes"]["featcache"])
         fields: list[Any] = [found.get(name) for name in ("kind", "key", "identity", "rows", "chunk_rows", "verb")]
         header = Header(found["schema"], *fields)
     except (ValueError, KeyError, TypeError):
@@ -78,7 +70,7 @@ def read_header(store: StorePath) -> Header | None:
 def is_consistent(header: Header) -> bool:
     """Whether the identity in a header hashes to its key."""
     try:
-        return header.key == f"{content_key(header.identity['encoder'])}/{content_key(header.identity['dataset'])}"
+        return header.key == store_key(header.identity)
     except (KeyError, TypeError, ValueError):
         return False
 
@@ -86,10 +78,7 @@ def is_consistent(header: Header) -> bool:
 def begun_chunk_rows(store: StorePath, default: int) -> int:
     """Rows per chunk of a store that exists, finished or not, else `default`; the manifest takes precedence.
 
-    Raises
-    ------
-    StoreSchemaError
-        It was written by another version of featcache.
+    StoreSchemaError if it was written by another version of featcache.
     """
     header, manifest = read_header(store), manifest_or_none(store)
     if manifest is not None and (header is None or header.key == manifest.key):
@@ -119,14 +108,9 @@ def coarsest(specs: Iterable[ArraySpec]) -> ArraySpec:
     return max(specs, key=lambda spec: spec.chunk_rows)
 
 
-def joined(checksums: Iterable[str]) -> str:
-    """The checksums of one chunk's files, in the form that markers use."""
-    return " ".join(checksums)
-
-
 @dataclass(frozen=True)
 class Marker:
-    """Record that a chunk is complete: `checksums` is the xxh3-128 of each array's chunk file, `joined` if several."""
+    """Record that a chunk is complete: `checksums` is the xxh3-128 of each array's chunk file, by spaces if several."""
 
     chunk: int
     rows: int
@@ -147,7 +131,7 @@ class Marker:
     def from_bytes(cls, content: bytes, chunk: int, names: set[str], rows: range) -> "Marker | None":
         """Inverse of `to_bytes`; None unless it is a valid marker of this chunk with these arrays and rows."""
         try:
-            record = parse_json(content)
+            record = json_value(content)
             bad = tuple(BadRow(row, name, error) for row, name, error in record["bad"])
             checksums = dict(record["checksums"])
             expected = (record["schema"], record["chunk"], record["rows"]) == (SCHEMA, chunk, len(rows))
@@ -164,8 +148,8 @@ class Manifest:
     Parameters
     ----------
     kind : ``images``, ``texts``, ``banks``, ``priors``, or ``parts`` for a tap or view
-    key : ``<encoder_key>/<dataset_key>``, the store's path below ``<root>/<kind>``
-    identity : ``{"encoder": ..., "dataset": ...}``, of which the two keys are hashes
+    key, identity : ``<encoder_key>/<dataset_key>``, the path below ``<root>/<kind>``; the hashed ``{"encoder": ...,
+        "dataset": ...}``
     arrays, whole : arrays written chunk by chunk, and arrays written when the store is finished (labels)
     checksums : array name -> xxh3-128 of each chunk file
     files : sidecar name -> xxh3-128
@@ -224,10 +208,8 @@ class Manifest:
 def read_manifest(store: StorePath) -> Manifest:
     """The manifest of a store.
 
-    Raises
-    ------
-    StoreNotFoundError, StoreIncompleteError, StoreSchemaError, StoreCorruptError
-        There is no such store; it is not finished; it has another schema; its manifest is damaged.
+    StoreNotFoundError, StoreIncompleteError, StoreSchemaError or StoreCorruptError if there is no such store, it is not
+    finished, it has another schema, or its manifest is damaged.
     """
     content = read_or_none(store / MANIFEST)
     if content is None:
@@ -246,7 +228,7 @@ def manifest_or_none(store: StorePath) -> Manifest | None:
 def parse_manifest(content: bytes, store: StorePath) -> Manifest:
     """Inverse of `Manifest.to_bytes`; raises as `read_manifest` does."""
     try:
-        record = parse_json(content)
+        record = json_value(content)
         check_schema(record["schema"], store)
         rest = {name: value for name, value in record.items() if name != "digest"}
         if checksum(canonical_json(rest)) != record["digest"]:
@@ -276,15 +258,12 @@ def provenance_bytes(record: Mapping[str, object], key: str) -> bytes:
 def parse_provenance(content: bytes | None, key: str, *, sealed: bool) -> Json:
     """Inverse of `provenance_bytes`; in stores of earlier versions it has no digest (`sealed` is False).
 
-    Raises
-    ------
-    ValueError
-        The file is missing, is not a JSON object, or differs from its digest.
+    ValueError if the file is missing, is not a JSON object, or differs from its digest.
     """
     if content is None:
         raise ValueError("is missing")
     try:
-        record = dict(parse_json(content))
+        record = dict(json_value(content))
     except (ValueError, TypeError) as error:
         raise ValueError("is not a JSON object") from error
     if sealed and record.pop("digest", None) != checksum(key.encode() + canonical_json(record)):
@@ -346,8 +325,8 @@ def _number_or_none(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and type(value) is not bool and math.isfinite(value))
 
 
-class StoreInfo(TypedDict):
-    """`Manifest.info` of every kind of store."""
+class ImageInfo(TypedDict):
+    """`Manifest.info` of an image store; the fields of `COMMON` are in that of every kind of store."""
 
     name: str
     classnames: list[str]
@@ -356,11 +335,6 @@ class StoreInfo(TypedDict):
     text_digests: list[str]
     logit_scale: float | None
     logit_bias: float | None
-
-
-class ImageInfo(StoreInfo):
-    """`Manifest.info` of an image store."""
-
     split: str
     labels_digest: str
     metadata_digest: NotRequired[str]

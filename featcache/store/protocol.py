@@ -21,16 +21,24 @@ Block = tuple[Array, NDArray[np.integer]]
 
 
 class VisualProjection(NamedTuple):
-    """Projection of a tap's features into the joint image-text space: ``x @ weights``, before normalisation.
-
-    Parameters
-    ----------
-    weights : (W, D) float32
-    text_digests : digests of the text towers of that space
-    """
+    """Projection of a tap's features into the joint image-text space: ``x @ weights``, before normalisation."""
 
     weights: NDArray[np.float32]
+    """(W, D)"""
     text_digests: tuple[str, ...]
+    """Digests of the text towers of that space."""
+
+
+class Scaled(Protocol):
+    """How the model turns cosine similarities into logits."""
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The model's factor on cosine similarities, exponentiated."""
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The model's bias on scaled similarities (SigLIP)."""
 
 
 class Encoded(Protocol):
@@ -115,7 +123,7 @@ class FeatureSource(Encoded, Protocol):
         """The valid rows, block by block; each block is valid until the next is requested."""
 
 
-class FeatureTable(FeatureSource, Protocol):
+class FeatureTable(FeatureSource, Scaled, Protocol):
     """A source with random access to its N rows. Row i is sample i, even if its image could not be read."""
 
     @property
@@ -138,14 +146,6 @@ class FeatureTable(FeatureSource, Protocol):
     def metadata(self) -> Mapping[str, Array]:
         """Metadata columns (N,) by name."""
 
-    @property
-    def logit_scale(self) -> float | None:
-        """The model's factor on cosine similarities, exponentiated."""
-
-    @property
-    def logit_bias(self) -> float | None:
-        """The model's bias on scaled similarities (SigLIP)."""
-
     def __len__(self) -> int: ...
 
     def blocks(self, rows: int = ..., dtype: DTypeLike = ...) -> Iterator[Block]:
@@ -158,7 +158,7 @@ class FeatureTable(FeatureSource, Protocol):
         """Features (n, D) of the given rows, valid or not, in that order."""
 
 
-class TextSource(Protocol):
+class TextSource(Scaled, Protocol):
     """Text embeddings of C classes x T prompts, as zero-shot heads read them."""
 
     @property
@@ -198,77 +198,26 @@ class TextSource(Protocol):
         """Name of the model."""
 
     @property
-    def logit_scale(self) -> float | None:
-        """The model's factor on cosine similarities, exponentiated."""
-
-    @property
-    def logit_bias(self) -> float | None:
-        """The model's bias on scaled similarities (SigLIP)."""
-
-    @property
     def provenance(self) -> Mapping[str, object]:
         """Record of how the embeddings were made."""
 
 
 class SourceDefaults:
-    """Defaults of a `FeatureSource`: a whole split of unaugmented images, of unknown length."""
+    """Defaults of a `FeatureSource`: a whole split of unaugmented images with one label each, of unknown length."""
 
-    @property
-    def visual_projection(self) -> VisualProjection | None:
-        """None: not a `pre_projection` tap."""
-        return None
-
-    @property
-    def sample(self) -> Mapping[str, object] | None:
-        """None: the whole split."""
-        return None
-
-    @property
-    def view_id(self) -> str | None:
-        """None: unaugmented images."""
-        return None
-
-    @property
-    def groups(self) -> NDArray[np.int64] | None:
-        """None: every row is an image of its own."""
-        return None
-
-    @property
-    def multilabel(self) -> bool:
-        """False: one label per row."""
-        return False
-
-    @property
-    def n_rows(self) -> int | None:
-        """None: unknown before a full pass."""
-        return None
-
-    @property
-    def row_hashes(self) -> NDArray[np.uint64] | None:
-        """None: unknown."""
-        return None
+    visual_projection = sample = view_id = groups = n_rows = row_hashes = property(lambda self: None)
+    multilabel = property(lambda self: False)
 
 
 class TableDefaults(SourceDefaults, ABC):
-    """Defaults of a `FeatureTable`: a whole split of unaugmented images, all readable."""
+    """Defaults of a `FeatureTable`: a whole split of unaugmented images with one label each, all readable."""
+
+    n_rows = property(len)
+    targets = property(lambda self: None)
+    valid = property(lambda self: np.ones(len(self), bool))
 
     @abstractmethod
     def __len__(self) -> int: ...
-
-    @property
-    def n_rows(self) -> int | None:
-        """Number of rows."""
-        return len(self)
-
-    @property
-    def targets(self) -> NDArray[np.int8] | None:
-        """None: one label per row."""
-        return None
-
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """(N,), all True."""
-        return np.ones(len(self), bool)
 
 
 def of_origin(name: str) -> property:

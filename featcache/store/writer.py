@@ -24,7 +24,7 @@ Why several writers are safe
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from featcache.errors import MismatchError, StoreIncompleteError
@@ -40,7 +40,6 @@ from featcache.store.manifest import (
     check_schema,
     coarsest,
     is_consistent,
-    joined,
     manifest_or_none,
     provenance_bytes,
     read_header,
@@ -51,40 +50,26 @@ from featcache.store.places.local import sweep_partials
 THREADS = 2
 
 
-@dataclass(frozen=True)
-class Written:
-    """Rows of an array whose files `StoreWriter.put_file` has already written: their checksums, in order."""
-
-    checksums: tuple[str, ...]
-
-
 Values = Mapping[str, Array]
 """Rows (n, ...) by array name."""
-ChunkValues = Mapping[str, Array | Written]
-"""Rows of one chunk by array name; files of large arrays may be written early, see `Written`."""
+ChunkValues = Mapping[str, Array | tuple[str, ...]]
+"""Rows of one chunk by array name; or the checksums of its files if `StoreWriter.put_chunk` has written them."""
 
 
 class StoreWriter:
     """Writer of one store; safe to run again after any interruption.
 
+    MismatchError if the folder holds another store (moved by hand), StoreSchemaError if another version began it.
+
     Parameters
     ----------
     store : the store's folder, ``<root>/<kind>/<key>``
-    kind, key, identity
-        As in `Manifest`.
-    specs
-        The arrays written chunk by chunk. All have the same number of rows and of rows per chunk, except that one may
-        split each chunk into several files.
+    kind, key, identity : as in `Manifest`
+    specs : the arrays written chunk by chunk, all with the same number of rows and of rows per chunk, except that one
+        may split each chunk into several files
     whole : the arrays that `finalise` writes
     files : sidecar files, such as ``samples.parquet``
     verb : the command that resumes this store, named in error messages
-
-    Raises
-    ------
-    MismatchError
-        The folder holds another store (it was moved by hand).
-    StoreSchemaError
-        It was begun by another version of featcache.
     """
 
     def __init__(
@@ -157,11 +142,8 @@ class StoreWriter:
     def markers(self) -> list[Marker]:
         """The markers of finished chunks, in chunk order; only markers that changed since the last call are read."""
         found = places.files(self.store)
-        whole = [
-            chunk
-            for chunk in range(self.rows_spec.n_chunks)
-            if Marker.name(chunk) in found and self._sizes_fit(chunk, found.get)
-        ]
+        chunks = range(self.rows_spec.n_chunks)
+        whole = [chunk for chunk in chunks if Marker.name(chunk) in found and self._sizes_fit(chunk, found.get)]
         new = [chunk for chunk in whole if self._known.get(chunk, (None, None))[0] != found[Marker.name(chunk)]]
         contents = places.read_many([self.store / Marker.name(chunk) for chunk in new])
         for chunk, content in zip(new, contents, strict=True):
@@ -191,7 +173,7 @@ class StoreWriter:
         Returns False, with nothing written, if another writer has finished the chunk in the meantime.
         """
         if (known := self.marker(chunk)) is not None:
-            written = {name: joined(value.checksums) for name, value in values.items() if isinstance(value, Written)}
+            written = {name: " ".join(value) for name, value in values.items() if isinstance(value, tuple)}
             if any(known.checksums[name] != value for name, value in written.items()):
                 self.drop(chunk)  # the files of two writers are mixed
                 self.reopen()
@@ -205,21 +187,17 @@ class StoreWriter:
             self.reopen()
         return True
 
-    def _put_rows(self, spec: ArraySpec, rows: range, values: Array | Written) -> str:
-        """Write the files of an array's rows in a chunk, unless they are `Written`; returns their joined checksums."""
-        if isinstance(values, Written):
-            return joined(values.checksums)
+    def _put_rows(self, spec: ArraySpec, rows: range, values: Array | tuple[str, ...]) -> str:
+        """Write the files of an array's rows in a chunk, if they are not written yet; returns the marker's entry."""
+        if isinstance(values, tuple):
+            return " ".join(values)
         parts = [(file, spec.rows_of(file)) for file in spec.files_of(rows)]
-        return joined(
-            self._put_chunk(spec, file, values[part.start - rows.start : part.stop - rows.start])
-            for file, part in parts
+        return " ".join(
+            self.put_chunk(spec, file, values[part.start - rows.start : part.stop - rows.start]) for file, part in parts
         )
 
-    def put_file(self, name: str, file: int, values: Array) -> str:
-        """Write one of several files of a chunk ahead of `write_chunk`; returns its checksum."""
-        return self._put_chunk(self.specs[name], file, values)
-
-    def _put_chunk(self, spec: ArraySpec, chunk: int, values: Array) -> str:
+    def put_chunk(self, spec: ArraySpec, chunk: int, values: Array) -> str:
+        """Write one chunk file of an array; returns its checksum."""
         content = spec.chunk_bytes(values)
         places.put(spec.chunk_path(self.store, chunk), content)
         return checksum(content)
@@ -255,17 +233,15 @@ class StoreWriter:
     ) -> None:
         """Write the whole arrays and, last, the manifest, once `drop_damaged` has returned an empty list.
 
+        StoreIncompleteError if another writer changed a chunk or the labels meanwhile: the manifest was removed, and
+        the command must run again.
+
         Parameters
         ----------
         values : all rows of each whole array
         info : see `Manifest.info`
         provenance : record of how the store was made
         extra : additional sidecar files, replaceable without encoding
-
-        Raises
-        ------
-        StoreIncompleteError
-            Another writer changed a chunk or the labels meanwhile. The manifest was removed: run the command again.
         """
         extra = dict(extra or {})
         markers = self.markers()
@@ -273,7 +249,7 @@ class StoreWriter:
         # Everything that the manifest refers to comes before it.
         whole = {
             name: [
-                self._put_chunk(spec, chunk, values[name][spec.rows_of(chunk).start : spec.rows_of(chunk).stop])
+                self.put_chunk(spec, chunk, values[name][spec.rows_of(chunk).start : spec.rows_of(chunk).stop])
                 for chunk in range(spec.n_chunks)
             ]
             for name, spec in self.whole.items()
@@ -286,17 +262,9 @@ class StoreWriter:
         if isinstance(self.store, Path):
             sweep_partials(self.store)
         # The manifest, unless a chunk was dropped meanwhile or another writer has written one.
-        manifest = Manifest(
-            self.header.kind,
-            self.header.key,
-            self.header.identity,
-            self.specs,
-            self.whole,
-            checksums | whole,
-            {name: checksum(content) for name, content in (self.files | extra).items()},
-            dict(info),
-            (PROVENANCE,),
-        )
+        kind, key, identity = self.header.kind, self.header.key, self.header.identity
+        sums, files = checksums | whole, {name: checksum(content) for name, content in (self.files | extra).items()}
+        manifest = Manifest(kind, key, identity, self.specs, self.whole, sums, files, dict(info), (PROVENANCE,))
         if len(markers) == self.rows_spec.n_chunks:
             places.create(self.store / MANIFEST, manifest.to_bytes())
         # Another writer may have changed chunks or labels since they were read above.

@@ -30,10 +30,7 @@ def location(path: str | StorePath) -> StorePath:
 def put(path: StorePath, content: Buffer) -> None:
     """Write a file atomically, replacing an existing one.
 
-    Raises
-    ------
-    StoreWriteError
-        The disk is full or read-only, or the object store refuses; an existing file stays unchanged.
+    StoreWriteError if the disk is full or read-only, or the object store refuses; an existing file stays unchanged.
     """
     try:
         if isinstance(path, Path):
@@ -45,13 +42,7 @@ def put(path: StorePath, content: Buffer) -> None:
 
 
 def create(path: StorePath, content: Buffer) -> bool:
-    """`put` unless the file exists; returns whether it was written.
-
-    Raises
-    ------
-    StoreWriteError
-        As in `put`.
-    """
+    """`put` unless the file exists; returns whether it was written."""
     try:
         return local.create(path, content) if isinstance(path, Path) else path.create(content)
     except OSError as error:

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -49,13 +49,7 @@ class File:
 
 
 def put(path: Path, content: Buffer) -> None:
-    """Write `content` to `path` atomically and durably, replacing an existing file; creates missing folders.
-
-    Raises
-    ------
-    OSError
-        The disk is full or read-only; an existing file stays unchanged.
-    """
+    """Write `content` to `path` atomically and durably, replacing an existing file; creates missing folders."""
     _put(path, content, os.replace)
 
 
@@ -97,11 +91,8 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
         after_step("rename")
     except BaseException as error:  # signals, too, must leave nothing behind
         give_up(partial)
-        if (
-            isinstance(error, OSError)
-            and error.filename in (None, str(partial))
-            and not isinstance(error, FileExistsError)
-        ):
+        about_partial = isinstance(error, OSError) and error.filename in (None, str(partial))
+        if about_partial and not isinstance(error, FileExistsError):
             error.filename = str(path)
         raise
     _begun.discard(partial)
@@ -150,14 +141,21 @@ def exchange(new: Path, old: Path) -> None:
 
 def _swap(one: Path, two: Path) -> bool:
     """Swap two names with Linux's renameat2; False if the system or file system does not support it."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except (OSError, AttributeError):
-        return False
-    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(two), _EXCHANGE) == 0)
+    rename = _of_libc("renameat2")
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(two), _EXCHANGE) == 0
 
 
 _HERE, _EXCHANGE, _KEEP_SIZE = -100, 2, 1  # AT_FDCWD, RENAME_EXCHANGE, FALLOC_FL_KEEP_SIZE
+
+
+@functools.cache
+def _of_libc(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None on systems without it."""
+    try:
+        found: Callable[..., int] = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (OSError, AttributeError):
+        return None
+    return found
 
 
 def _make_folder(folder: Path) -> None:
@@ -189,24 +187,15 @@ def _write(path: Path, content: Buffer) -> None:
         os.close(descriptor)
 
 
-@functools.cache
-def _fallocate() -> Callable[[int, int, int, int], int] | None:
-    """Linux's fallocate; None on other systems."""
-    try:
-        found = ctypes.CDLL(None, use_errno=True).fallocate
-    except (OSError, AttributeError):
-        return None
-    found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
-    return cast(Callable[[int, int, int, int], int], found)
-
-
 def _reserve(descriptor: int, nbytes: int) -> None:
     """Reserve disk space for a file, which makes writing faster and detects a full disk early.
 
     Does nothing on file systems without support for it (network shares).
     """
-    fallocate = _fallocate()
-    if fallocate is not None and fallocate(descriptor, _KEEP_SIZE, 0, nbytes) and ctypes.get_errno() == errno.ENOSPC:
+    fallocate = _of_libc("fallocate")
+    length = ctypes.c_longlong(nbytes)
+    failed = fallocate is not None and fallocate(descriptor, _KEEP_SIZE, ctypes.c_longlong(0), length)
+    if failed and ctypes.get_errno() == errno.ENOSPC:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

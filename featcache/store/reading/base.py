@@ -1,6 +1,6 @@
 """Base class of opened stores."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,15 +12,8 @@ from featcache.store.places import StorePath, files, read_or_none
 from featcache.store.reading.checks import check_verify, remedy
 from featcache.store.reading.readers import MappedReader, ObjectReader, Reader, ZarrReader
 
-
-def _fast_reader(folder: StorePath, spec: ArraySpec, checksums: Sequence[str]) -> Reader:
-    if isinstance(folder, Path):
-        return MappedReader(folder, spec, checksums)
-    return ObjectReader(folder, spec, checksums)
-
-
-READERS: dict[str, Callable[[StorePath, ArraySpec, Sequence[str]], Reader]] = {
-    "mapped": _fast_reader,
+READERS: dict[str, Callable[..., Reader]] = {
+    "mapped": lambda folder, *array: (MappedReader if isinstance(folder, Path) else ObjectReader)(folder, *array),
     "zarr": ZarrReader,
 }
 
@@ -28,12 +21,8 @@ READERS: dict[str, Callable[[StorePath, ArraySpec, Sequence[str]], Reader]] = {
 class Store:
     """A finished store, opened by `open_store`.
 
-    Unless `verify` is ``"never"``, each file is compared with its checksum when it is first read.
-
-    Raises
-    ------
-    StoreCorruptError
-        A chunk file is missing or has the wrong size; on reading, also if a file differs from its checksum.
+    StoreCorruptError if a chunk file is missing or has the wrong size; on reading, unless `verify` is ``"never"``, also
+    if a file differs from its checksum, with which it is compared when it is first read.
     """
 
     kind: ClassVar[str]
@@ -95,13 +84,7 @@ class Store:
 
     @property
     def provenance(self) -> Json:
-        """Record of how and when the store was made; not part of any key.
-
-        Raises
-        ------
-        StoreCorruptError
-            The record is missing or damaged.
-        """
+        """Record of how and when the store was made, not part of any key; StoreCorruptError if it is damaged."""
         return read_provenance(self.path, self.manifest)
 
     def reader(self, name: str) -> Reader:

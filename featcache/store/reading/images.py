@@ -9,6 +9,7 @@ row, so that cross-validation can hold out whole images (``heads.Ridge().fit(vie
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,14 @@ from featcache.errors import (
     StoreNotFoundError,
 )
 from featcache.store.columns import METADATA, SAMPLES, Columns, ids_from, metadata_digest, metadata_from
-from featcache.store.key import Json, content_key
-from featcache.store.layout import Array
+from featcache.store.key import content_key
+from featcache.store.layout import HEADER, Array
 from featcache.store.manifest import BadRow, Manifest
 from featcache.store.places import files
 from featcache.store.protocol import TableDefaults, VisualProjection
 from featcache.store.reading.base import Store
 from featcache.store.reading.checks import remedy
-from featcache.store.reading.parts import (
-    PROJECTION,
-    Part,
-    begun_parts,
-    finished_parts,
-    part_manifest,
-    projection_from,
-)
+from featcache.store.reading.parts import PROJECTION, Part, finished_parts, part_manifest, projection_from
 from featcache.store.reading.readers import Reader, Rows, StackedReader
 from featcache.store.reading.tokens import (
     PooledNorms,
@@ -59,13 +53,17 @@ class ImageFeatures(Store, TableDefaults):
     """
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of `features`: (N, D) or (N, P, D)."""
+        return self.reader("features").spec.shape
+
+    @property
     def tokens(self) -> int | None:
         """P, the number of tokens per image, which have root mean square length 1; None for features (N, D)."""
-        shape = self.reader("features").spec.shape
-        return shape[1] if len(shape) == 3 else None
+        return self.shape[1] if len(self.shape) == 3 else None
 
     def __len__(self) -> int:
-        return self.reader("features").spec.shape[0]
+        return self.shape[0]
 
     def __getitem__(self, rows: int | slice | Rows) -> tuple[Array, Any]:
         """Features (D,) or (P, D) float32 and label of one row; for a slice or an array of rows, (n, D) and (n,).
@@ -80,20 +78,14 @@ class ImageFeatures(Store, TableDefaults):
 
     def __getitems__(self, rows: Sequence[int]) -> list[tuple[Array, int | Array]]:
         """Several rows at once, with which `torch.utils.data.DataLoader` fetches a batch in one read."""
-        places = np.array(self._places(rows), np.int64)
-        labels: list[int] | list[Array] = list(self.truth[places]) if self.multilabel else self.truth[places].tolist()
-        return list(zip(self.gather(places).astype(np.float32), labels, strict=True))
-
-    def _places(self, rows: Sequence[int]) -> list[int]:
+        size = len(self)
         for row in rows:
-            if not -len(self) <= row < len(self):
-                raise IndexError(f"row {row} requested; {self.reference} has rows 0 to {len(self) - 1}")
-        return [row % len(self) for row in rows]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of `features`: (N, D) or (N, P, D)."""
-        return self.reader("features").spec.shape
+            if not -size <= row < size:
+                raise IndexError(f"row {row} requested; {self.reference} has rows 0 to {size - 1}")
+        places = np.array(rows, np.int64) % max(1, size)
+        truth = self.truth[places]
+        labels: list[int] | list[Array] = list(truth) if self.multilabel else truth.tolist()
+        return list(zip(self.gather(places).astype(np.float32), labels, strict=True))
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """`features`, for ``np.asarray(store)`` and functions that take arrays."""
@@ -111,15 +103,7 @@ class ImageFeatures(Store, TableDefaults):
         """A `pandas.DataFrame` of all rows: ``id``, ``label``, ``class``, ``valid`` and the metadata columns.
 
         For multi-label data, ``label`` and ``class`` are replaced by one column of targets per class, named like it.
-
-        Parameters
-        ----------
-        features : whether to add the features as columns ``f0`` to ``f<D-1>``
-
-        Raises
-        ------
-        MissingExtraError
-            pandas is not installed.
+        With `features`, they are the columns ``f0`` to ``f<D-1>``. MissingExtraError if pandas is not installed.
         """
         from pyarrow import table
 
@@ -172,18 +156,10 @@ class ImageFeatures(Store, TableDefaults):
     def labels(self) -> Labels:
         """Labels (N,), -1 for unreadable images and for every row of multi-label data.
 
-        Raises
-        ------
-        StoreCorruptError
-            They differ from their checksum, or are out of range.
+        StoreCorruptError if they differ from their checksum or are out of range, and likewise for `targets`.
         """
-        labels = self.array("labels")
-        if len(labels) and not -1 <= labels.min() <= labels.max() < len(self.classnames):
-            raise StoreCorruptError(
-                f"{self.path}/labels: labels {labels.min()} to {labels.max()}, expected -1 to "
-                f"{len(self.classnames) - 1} for {len(self.classnames)} class names; {remedy(self.path)}"
-            )
-        return labels
+        classes = len(self.classnames)
+        return self._within("labels", classes - 1, f"-1 to {classes - 1} for {classes} class names")
 
     @property
     def multilabel(self) -> bool:
@@ -192,22 +168,17 @@ class ImageFeatures(Store, TableDefaults):
 
     @cached_property
     def targets(self) -> npt.NDArray[np.int8] | None:
-        """Targets (N, L) int8 of multi-label data: 1 if the class applies, 0 if not, -1 if unknown; else None.
+        """Targets (N, L) int8 of multi-label data: 1 if the class applies, 0 if not, -1 if unknown; else None."""
+        return self._within("targets", 1, "-1, 0 and 1") if self.multilabel else None
 
-        Raises
-        ------
-        StoreCorruptError
-            They differ from their checksum, or hold other values.
-        """
-        if not self.multilabel:
-            return None
-        targets = self.array("targets")
-        if targets.size and not -1 <= targets.min() <= targets.max() <= 1:
+    def _within(self, name: str, most: int, expected: str) -> Array:
+        """An array with values from -1 to `most`."""
+        values = self.array(name)
+        if values.size and not -1 <= values.min() <= values.max() <= most:
             raise StoreCorruptError(
-                f"{self.path}/targets: values {targets.min()} to {targets.max()}, expected -1, 0 and 1; "
-                f"{remedy(self.path)}"
+                f"{self.path}/{name}: {name} {values.min()} to {values.max()}, expected {expected}; {remedy(self.path)}"
             )
-        return targets
+        return values
 
     @property
     def truth(self) -> Array:
@@ -221,10 +192,10 @@ class ImageFeatures(Store, TableDefaults):
 
     @cached_property
     def row_hashes(self) -> npt.NDArray[np.uint64]:
-        """Hash (N,) of each row's content, the first 64 bits of its xxh3-128, computed during encoding.
+        """Hash (N,) of each row's content, the first 64 bits of its xxh3-128; the same for taps and views of an image.
 
         The content is the image file, or the values of an array's row, or the given float32 features of an imported
-        store. Taps and views of an image have the same hash.
+        store.
         """
         return np.ascontiguousarray(self.array("content")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
 
@@ -306,12 +277,8 @@ class ImageStore(ImageFeatures):
     def pooled(self, how: str) -> "ImageStore":
         """Pooled tokens as features (N, D): ``mean``, ``max`` or ``gem`` over the patches, or ``cls``.
 
-        They equal the tap ``<tap>:<how>`` up to float16 rounding, and have its encoder_key.
-
-        Raises
-        ------
-        FeatcacheError
-            The features are not tokens, the pooling is unknown, or there is no class token.
+        They equal the tap ``<tap>:<how>`` up to float16 rounding, and have its encoder_key. FeatcacheError if the
+        features are not tokens, the pooling is unknown, or there is no class token.
         """
         if self.tokens is None:
             raise FeatcacheError(
@@ -326,26 +293,20 @@ class ImageStore(ImageFeatures):
     def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> "ViewStack":
         """All K views of one augmentation and seed, in order, as one store of K N rows with `groups`.
 
-        Raises
-        ------
-        StoreNotFoundError
-            There are none, or none with that tap.
-        StoreIncompleteError
-            One of them is not finished, or has lost its manifest.
-        FeatcacheError
-            There are several kinds of views; name one.
+        StoreNotFoundError if there are none, or none with that tap; StoreIncompleteError if one of them is not
+        finished, or has lost its manifest; FeatcacheError if there are several kinds of views and none is named.
         """
         tap = tap or self.part.tap
         name, number = the_augmentation(self.base, augmentation, seed)
-        found = [part for part in parts_of(self) if (part.augmentation, part.seed, part.tap) == (name, number, tap)]
+        held, kind = files(self.base.path), (name, number, tap)
+        found = [part for part in finished_parts(held) if (part.augmentation, part.seed, part.tap) == kind]
         if not found:
             raise StoreNotFoundError(
                 f"{self.base.reference}: no views with the tap {tap!r}; the encode command with --views K "
                 f"--augmentation {name} --view-seed {number}{f' --tap {tap}' if tap else ''} adds them"
             )
-        begun = [part for part in begun_parts(files(self.base.path)) if part not in found]
-        for part in begun:
-            if (part.augmentation, part.seed, part.tap) == (name, number, tap):
+        for part in finished_parts(held, HEADER):  # or only begun
+            if (part.augmentation, part.seed, part.tap) == kind and part not in found:
                 raise StoreIncompleteError(
                     f"{self.base.path / part.name}: not finished; run the same encode command again, or name single "
                     f"views, such as {found[0].label}"
@@ -379,15 +340,8 @@ class PartStore(ImageStore):
         """The store it belongs to."""
         return self._base
 
-    @property
-    def dataset_key(self) -> str:
-        """The store's dataset_key, since the samples are the same."""
-        return self.base.dataset_key
-
-    @property
-    def provenance(self) -> Json:
-        """The store's provenance."""
-        return self.base.provenance
+    dataset_key = property(attrgetter("base.dataset_key"))  # the samples are the same
+    provenance = property(attrgetter("base.provenance"))
 
     @cached_property
     def visual_projection(self) -> VisualProjection | None:
@@ -432,29 +386,17 @@ class ViewStack(ImageFeatures):
     """K views of N images as one store of K N rows: rows k N to (k + 1) N - 1 are view k."""
 
     def __init__(self, stores: Sequence[ImageStore]) -> None:
-        first = stores[0]
-        self.stores, self.path, self.manifest = tuple(stores), first.path, first.manifest
-        self.verify = first.verify
+        self.stores, self._first = tuple(stores), stores[0]
+        self.path, self.manifest, self.verify = self._first.path, self._first.manifest, self._first.verify
         self._readers: dict[str, Reader] = {}
 
     def __repr__(self) -> str:
-        shape = f"{len(self.stores)} views of {len(self.stores[0]):,} images x {self.dim}"
+        shape = f"{len(self.stores)} views of {len(self._first):,} images x {self.dim}"
         return f"ViewStack({shape}, {len(self.classnames)} classes, {self.name}/{self.split}, {self.encoder_name})"
 
-    @property
-    def dataset_key(self) -> str:
-        """The store's dataset_key, since the samples are the same."""
-        return self.stores[0].dataset_key
-
-    @property
-    def provenance(self) -> Json:
-        """The store's provenance."""
-        return self.stores[0].provenance
-
-    @property
-    def visual_projection(self) -> VisualProjection | None:
-        """See `PartStore.visual_projection`; the same for every view."""
-        return self.stores[0].visual_projection
+    dataset_key = property(attrgetter("_first.dataset_key"))
+    provenance = property(attrgetter("_first.provenance"))
+    visual_projection = property(attrgetter("_first.visual_projection"))
 
     @property
     def view_id(self) -> str:
@@ -464,17 +406,17 @@ class ViewStack(ImageFeatures):
     @cached_property
     def groups(self) -> Labels:
         """Image of every valid row, as its row number in the store: equal for views of one image."""
-        return np.tile(np.arange(len(self.stores[0])), len(self.stores))[self.valid]
+        return np.tile(np.arange(len(self._first)), len(self.stores))[self.valid]
 
     @cached_property
     def ids(self) -> list[str]:
         """Sample ids of all K N rows."""
-        return self.stores[0].ids * len(self.stores)
+        return self._first.ids * len(self.stores)
 
     @cached_property
     def metadata(self) -> Columns:
         """The store's metadata columns for all K N rows."""
-        return {name: np.tile(values, len(self.stores)) for name, values in self.stores[0].metadata.items()}
+        return {name: np.tile(values, len(self.stores)) for name, values in self._first.metadata.items()}
 
     def reader(self, name: str) -> Reader:
         """Reader of one array, concatenated over the views."""
@@ -495,14 +437,8 @@ class ViewStack(ImageFeatures):
 def open_part(base: ImageStore, part: Part) -> ImageStore:
     """A part of an image store; the store itself for ``Part()``.
 
-    Raises
-    ------
-    StoreNotFoundError
-        The store has no such part; the message lists its parts.
-    StoreIncompleteError, StoreCorruptError
-        The part is not finished, or is damaged.
-    MismatchError
-        It was made from different images than the store.
+    StoreNotFoundError, which lists the parts, if there is no such part; StoreIncompleteError, StoreCorruptError or
+    MismatchError if it is not finished, is damaged, or was made from different images than the store.
     """
     if part == Part():
         return base
@@ -531,13 +467,7 @@ def parts_of(store: ImageStore) -> list[Part]:
 
 
 def find_part(base: ImageStore, label: str) -> ImageFeatures:
-    """The part that a reference names after ``#``: a tap, a part's name, or ``views`` for all views.
-
-    Raises
-    ------
-    StoreNotFoundError
-        There is no such part.
-    """
+    """The part that a reference names after ``#``: a tap, a part's name, or ``views`` for all views."""
     name, _, tap = label.partition(":")
     if name == "views":
         return base.views(tap=tap or None)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import MismatchError
-from featcache.store.layout import HEADER, MANIFEST
+from featcache.store.layout import MANIFEST
 from featcache.store.manifest import Manifest, read_manifest
 from featcache.store.places import StorePath
 from featcache.store.reading.checks import remedy
@@ -88,21 +88,16 @@ class Part:
         """The part with this folder name; None if it is not the name of a part."""
         if tapped := TAP.fullmatch(name):
             return cls(tapped[1].replace(".", ":"))
-        viewed = VIEW.fullmatch(name)
-        tap = viewed[4].replace(".", ":") if viewed and viewed[4] else None
-        part = cls(tap, viewed[1], int(viewed[2]), int(viewed[3])) if viewed else None
-        return part if part and part.name == name else None  # numbers without leading zeros
+        if viewed := VIEW.fullmatch(name):
+            part = cls((viewed[4] or "").replace(".", ":") or None, viewed[1], int(viewed[2]), int(viewed[3]))
+            return part if part.name == name else None  # numbers have no leading zeros
+        return None
 
 
 def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
-    """The manifest of a finished part, checked against that of its store.
+    """The manifest of a finished part; raises as `read_manifest` does.
 
-    Raises
-    ------
-    StoreNotFoundError, StoreIncompleteError, StoreCorruptError
-        As `read_manifest`.
-    MismatchError
-        It is not a part of this store, or was made from different images.
+    MismatchError if it is not a part of this store, or was made from different images.
     """
     manifest = read_manifest(path / part.name)
     if manifest.kind != KIND or manifest.n_rows != base.n_rows:
@@ -131,16 +126,7 @@ def projection_from(content: bytes) -> NDArray[np.float32]:
     return weights
 
 
-def finished_parts(held: Iterable[str]) -> list[Part]:
-    """The finished parts of a store, given the relative names of its files."""
-    return _parts_with(held, MANIFEST)
-
-
-def begun_parts(held: Iterable[str]) -> list[Part]:
-    """The parts of a store, finished or not, given the relative names of its files."""
-    return _parts_with(held, HEADER)
-
-
-def _parts_with(held: Iterable[str], file: str) -> list[Part]:
+def finished_parts(held: Iterable[str], file: str = MANIFEST) -> list[Part]:
+    """The parts of a store with a manifest, or with another file, given the relative names of the store's files."""
     folders = [name.removesuffix(f"/{file}") for name in held if name.endswith(f"/{file}")]
     return sorted((part for name in folders if (part := Part.parse(name))), key=lambda part: part.name)

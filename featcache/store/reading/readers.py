@@ -40,13 +40,7 @@ MAX_MAPS = 16_384  # a process may hold 65,530 maps on Linux
 
 
 class Reader(ABC):
-    """Reader of the rows of one array of a store.
-
-    Raises
-    ------
-    StoreCorruptError
-        On reading: a chunk is missing or differs from its checksum.
-    """
+    """Reader of the rows of one array of a store; StoreCorruptError if a chunk is missing or fails its checksum."""
 
     spec: ArraySpec
 
@@ -139,11 +133,6 @@ class MappedReader(Reader):
 
     The map serves both blocks and random rows. `preadv` on two threads into one buffer was 1.8 times slower
     (`benchmarks/bench_store.py`).
-
-    Raises
-    ------
-    StoreCorruptError
-        A chunk file is missing or has the wrong size.
     """
 
     def __init__(self, store: Path, spec: ArraySpec, checksums: Sequence[str] = ()) -> None:
@@ -202,12 +191,7 @@ def stitch(files: Sequence[Path], chunk_nbytes: int) -> npt.NDArray[np.uint8]:
 
     Chunk files of whole memory pages, mapped one after another, form one contiguous array, so that random rows are as
     fast as in a memory-mapped npy file. Pages are copied on write, so the files cannot be changed through the array.
-    The range is unmapped with the last view of the array.
-
-    Raises
-    ------
-    OSError
-        A file cannot be opened, or the address range cannot be mapped.
+    The range is unmapped with the last view of the array. OSError if a file cannot be opened or mapped.
     """
     total = chunk_nbytes * len(files)
     # Reserve the whole address range, then map each file over its part.
@@ -273,32 +257,22 @@ class ObjectReader(Reader):
 
     def _rows(self, chunk: int, starts: list[int], n: int) -> Array:
         """Ranges of n rows each from a chunk, concatenated."""
-        if self._checks.is_due(chunk):
-            whole = self._checked_chunk(chunk)
-            return whole[starts] if n == 1 else np.concatenate([whole[start : start + n] for start in starts])
         path, length = self.spec.chunk_path(self._store, chunk), n * self._row_nbytes
         try:
+            if self._checks.is_due(chunk):
+                content = path.read_bytes()
+                self._checks.check(chunk, content)
+                whole = self.spec.chunk_array(content)
+                return whole[starts] if n == 1 else np.concatenate([whole[start : start + n] for start in starts])
             parts = path.read_ranges([row * self._row_nbytes for row in starts], length)
         except FileNotFoundError:
-            raise self._missing(path) from None
+            raise StoreCorruptError(f"{path}: chunk file is missing; {remedy(self._store)}") from None
         if any(len(part) != length for part in parts):
             raise StoreCorruptError(
                 f"{path}: chunk file is shorter than {self.spec.chunk_nbytes:,} bytes; {remedy(self._store)}"
             )
         joined = parts[0] if len(parts) == 1 else b"".join(parts)
         return np.frombuffer(joined, dtype=self.spec.dtype).reshape(-1, *self.spec.shape[1:])
-
-    def _checked_chunk(self, chunk: int) -> Array:
-        """A whole chunk, compared with its checksum."""
-        path = self.spec.chunk_path(self._store, chunk)
-        content = read_or_none(path)
-        if content is None:
-            raise self._missing(path)
-        self._checks.check(chunk, content)
-        return self.spec.chunk_array(content)
-
-    def _missing(self, path: ObjectPath) -> StoreCorruptError:
-        return StoreCorruptError(f"{path}: chunk file is missing; {remedy(self._store)}")
 
 
 class ZarrReader(Reader):

@@ -25,18 +25,8 @@ from featcache.store.reading.texts import TextStore
 def rename(path: StorePath, name: str, root: StorePath) -> tuple[str, str]:
     """Rename a store with its taps and views; returns the old and the new short name.
 
-    Parameters
-    ----------
-    path : the store's folder
-    name : ``NAME/SPLIT``, or ``NAME`` alone to keep the split; texts have no split
-    root : root below which no other store of the same encoder may have the new name
-
-    Raises
-    ------
-    DatasetError
-        The name is invalid: empty, or with a character that has a meaning in references.
-    MismatchError
-        Another store of the same encoder already has that name.
+    `name` is ``NAME/SPLIT``, or ``NAME`` alone to keep the split; texts have no split. DatasetError if it is empty or
+    has a character with a meaning in references, MismatchError if another store of this encoder below `root` has it.
     """
     store = open_store(path)
     new = _names(store, name)
@@ -73,22 +63,9 @@ def _shown(store: Store, info: Mapping[str, object]) -> tuple[str, ...]:
 def relabel(path: StorePath, names: Sequence[str] | Mapping[str, str]) -> list[tuple[str, str]]:
     """Rename the classes of a store of images or texts; label indices, features and keys stay the same.
 
-    Parameters
-    ----------
-    path : the store's folder
-    names : all C class names in label order, or a mapping from old to new for those that change
-
-    Returns
-    -------
-    list of (old, new)
-        The names that changed, in label order.
-
-    Raises
-    ------
-    MismatchError
-        The number of names is not the number of classes.
-    DatasetError
-        An old name does not exist or is not unique, or two classes would get the same name.
+    `names` are all C class names in label order, or a mapping from old to new for those that change. Returns the (old,
+    new) names that changed, in label order. MismatchError if the number of names is not that of the classes;
+    DatasetError if an old name does not exist or is not unique, or two classes would get the same name.
     """
     store = open_store(path)
     if not isinstance(store, ImageStore | TextStore):
@@ -114,12 +91,11 @@ def relabel(path: StorePath, names: Sequence[str] | Mapping[str, str]) -> list[t
 def _renamed(old: Sequence[str], names: Mapping[str, str]) -> tuple[str, ...]:
     for name in names:
         if old.count(name) != 1:
+            if name in old:
+                raise DatasetError(f"{name!r}: {old.count(name)} classes have that name; give all (--classes FILE)")
             near = difflib.get_close_matches(name, old, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the classes are {', '.join(old[:10])}"
-            what = f"{old.count(name)} classes have" if name in old else "no class has"
-            raise DatasetError(
-                f"{name!r}: {what} that name{hint if name not in old else '; give all (--classes FILE)'}"
-            )
+            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(old[:10])}"
+            raise DatasetError(f"{name!r}: no class has that name; {hint}")
     new = tuple(names.get(name, name) for name in old)
     before, after = Counter(old), Counter(new)
     if twice := [name for name in names.values() if after[name] > max(1, before[name])]:

@@ -6,14 +6,14 @@ interrupted deletion leaves an unfinished store, never a damaged one.
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from featcache.errors import FeatcacheError, StoreCorruptError, StoreSchemaError
+from featcache.parameters import json_value
 from featcache.store.catalogue import store_folders
 from featcache.store.claims import CLAIMS, STALE_SECONDS
 from featcache.store.columns import STAMPS, stamps_from
@@ -26,8 +26,6 @@ from featcache.store.manifest import (
     Marker,
     coarsest,
     is_consistent,
-    joined,
-    parse_json,
     parse_provenance,
     provenance_bytes,
     read_header,
@@ -40,25 +38,17 @@ from featcache.store.reading.parts import Part, finished_parts, part_manifest
 
 THREADS = 4
 MOMENTS = "moments"
+"""Folder below a root with the moments that heads keep, in ``<encoder_key>/<dataset_key>``."""
 LOST = "the record of how this store was made was damaged, and removed by `featcache verify --repair`"
 VERBS = {"texts": "text", "banks": "text --random", "priors": "finetune"}
 """The command that resumes a store, by kind; image stores and parts are made by encode or import."""
-
-
-def is_of_another_store(manifest: Manifest, store: StorePath) -> bool:
-    """Whether a manifest was copied here from another store: the folder and the header agree on a different key."""
-    header, place = read_header(store), f"{store.parent.name}/{store.name}"
-    return manifest.key != place and header is not None and header.key == place and is_consistent(header)
 
 
 class DerivedFiles:
     """The files of a finished store that follow from its manifest: zarr's metadata and the markers.
 
     The manifest has no checksums of them, since they may come from any version of zarr. Their meaning is compared.
-
-    Parameters
-    ----------
-    bad : the unreadable samples; for a part those of its store, whose error messages may differ
+    `bad` are the unreadable samples; for a part those of its store, whose error messages may differ.
     """
 
     def __init__(self, manifest: Manifest, bad: Sequence[BadRow]) -> None:
@@ -69,16 +59,12 @@ class DerivedFiles:
         fields = (manifest.kind, manifest.key, manifest.identity, manifest.n_rows, self._rows.chunk_rows, verb)
         self._header = Header(SCHEMA, *fields)
         self._metadata_names = [HEADER, *(f"{name}/{HEADER}" for name in manifest.all_arrays)]
+        self.names = [*self._metadata_names, *map(Marker.name, range(self._rows.n_chunks))]
 
     @cached_property
     def _metadata(self) -> Mapping[str, bytes]:
         """Zarr's metadata by file name; computed only if needed, since it imports zarr."""
         return zarr_metadata(self._manifest.all_arrays.values(), {"featcache": asdict(self._header)})
-
-    def names(self) -> Iterator[str]:
-        """The names of the derived files."""
-        yield from self._metadata_names
-        yield from map(Marker.name, range(self._rows.n_chunks))
 
     def content(self, name: str) -> bytes:
         """Content with which a damaged file is replaced."""
@@ -99,7 +85,8 @@ class DerivedFiles:
         chunk = int(name.rpartition("/")[2].removesuffix(".json"))
         rows = self._rows.rows_of(chunk)
         files = {array: spec.files_of(rows) for array, spec in self._manifest.arrays.items()}
-        checksums = {array: joined(self._manifest.checksums[array][f] for f in found) for array, found in files.items()}
+        sums = self._manifest.checksums
+        checksums = {array: " ".join(sums[array][f] for f in found) for array, found in files.items()}
         return Marker(chunk, len(rows), checksums, tuple(bad for bad in self._bad if bad.row in rows))
 
     def _plain(self, marker: Marker) -> Marker:
@@ -111,7 +98,7 @@ class DerivedFiles:
 def _with_verb(content: bytes, verb: str) -> bytes:
     """A header with its verb replaced, if it is a known one: a store may be started and finished by different verbs."""
     try:
-        found: Any = parse_json(content)
+        found = json_value(content)
         header: Json = found["attributes"]["featcache"]
         known = header["verb"] in (*VERBS.values(), "encode", "import")
     except (ValueError, KeyError, TypeError):
@@ -153,10 +140,8 @@ class Report:
 def verify(store: StorePath, *, deep: bool = False) -> Report:
     """Check a store with its taps and views: keys, missing files and sizes, and with `deep` the content of every file.
 
-    Raises
-    ------
-    StoreNotFoundError, StoreIncompleteError, StoreSchemaError
-        There is no such store; it is not finished; it was written by another version of featcache.
+    StoreNotFoundError, StoreIncompleteError or StoreSchemaError if there is no such store, it is not finished, or it
+    was written by another version of featcache.
     """
     try:
         manifest = read_manifest(store)
@@ -164,7 +149,8 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
         raise
     except StoreCorruptError as error:
         return Report(store, problems=[str(error)], removed={MANIFEST})
-    if is_of_another_store(manifest, store):
+    header, place = read_header(store), f"{store.parent.name}/{store.name}"
+    if manifest.key != place and header is not None and header.key == place and is_consistent(header):
         problem = f"{_shown(store, MANIFEST)}: belongs to the store {manifest.key}, copied here"
         return Report(store, problems=[problem], removed={MANIFEST})
     found = files(store)
@@ -174,10 +160,9 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
     for part in finished_parts(found):
         try:
             own = part_manifest(manifest, store, part)
-        except StoreSchemaError as error:  # never removed
-            inner = Report(store / part.name, problems=[str(error)])
         except FeatcacheError as error:
-            inner = Report(store / part.name, problems=[str(error)], removed={MANIFEST})
+            removed = set() if isinstance(error, StoreSchemaError) else {MANIFEST}  # other versions' parts are kept
+            inner = Report(store / part.name, problems=[str(error)], removed=removed)
         else:
             inner = _verify_files(store / part.name, own, folders[part.name], bad, deep)
         report.parts.append(inner)
@@ -205,16 +190,11 @@ def _verify_files(
             report.problems.append(f"{what} identity does not hash to {key}: the manifest was edited")
             report.removed.add(MANIFEST)
     chunk_rows = coarsest(manifest.arrays.values()).chunk_rows
-    expected = [
-        _Expected(
-            spec.chunk_name(file),
-            value,
-            spec.chunk_nbytes,
-            file * spec.chunk_rows // chunk_rows if name in manifest.arrays else None,
-        )
-        for name, spec in manifest.all_arrays.items()
-        for file, value in enumerate(manifest.checksums[name])
-    ]
+    expected: list[_Expected] = []
+    for name, spec in manifest.all_arrays.items():
+        for file, value in enumerate(manifest.checksums[name]):
+            chunk = file * spec.chunk_rows // chunk_rows if name in manifest.arrays else None
+            expected.append(_Expected(spec.chunk_name(file), value, spec.chunk_nbytes, chunk))
     expected += [_Expected(name, value) for name, value in manifest.files.items()]
     with ThreadPoolExecutor(THREADS) as pool:
         problems = list(pool.map(lambda item: _problem(store, item, found.get(item.name), deep), expected))
@@ -234,19 +214,17 @@ def _verify_records(
 ) -> None:
     """Check the `DerivedFiles`, and the files that contain their own digest."""
     store, derived = report.store, DerivedFiles(manifest, bad)
-    names = list(derived.names())
     with ThreadPoolExecutor(THREADS) as pool:
-        contents = list(pool.map(lambda name: read_or_none(store / name) if deep else b"", names))
-    for name, content in zip(names, contents, strict=True):
+        contents = list(pool.map(lambda name: read_or_none(store / name) if deep else b"", derived.names))
+    for name, content in zip(derived.names, contents, strict=True):
         missing = name not in found or content is None
         if missing or (deep and not derived.fits(name, content or b"")):
             what = "missing" if missing else "differs from what the manifest says"
             report.problems.append(f"{_shown(store, name)}: {what}")
             report.rewritten[name] = derived.content(name)
-    report.files += len(names)
+    report.files += len(derived.names)
     try:
-        content = read_or_none(store / PROVENANCE)
-        parse_provenance(content, manifest.key, sealed=PROVENANCE in manifest.sealed)
+        parse_provenance(read_or_none(store / PROVENANCE), manifest.key, sealed=PROVENANCE in manifest.sealed)
     except ValueError as error:
         report.problems.append(f"{_shown(store, PROVENANCE)}: {error}")
         report.rewritten[PROVENANCE] = provenance_bytes({"note": LOST}, manifest.key)
@@ -310,16 +288,25 @@ def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = (
     Other files written in the last `max_age` seconds are kept, because their writers may still be running.
     """
     now = time.time()
+
+    def is_old(held: Mapping[str, File]) -> bool:
+        return max(file.modified for file in held.values()) < now - max_age
+
     found = [_whole(path, files(path), "named") for path in named]
-    found += _orphaned_moments(root, now - max_age)
+    for folder, held in by_folder(files(root / MOMENTS), 2).items():
+        if is_old(held) and stat(root / "images" / folder / MANIFEST) is None:
+            found.append(_whole(root / MOMENTS / folder, held, "moments of a store that is gone"))
     for path, held in store_folders(root).items():
         if path in named:
             continue
         # Neither other featcache versions nor damaged manifests make a store garbage: its chunks may be intact.
-        if MANIFEST not in held and _is_older(held, now - max_age):
+        if MANIFEST not in held and is_old(held):
             found.append(_whole(path, held, "holds no store" if read_header(path) is None else "unfinished"))
-        else:
-            found += [_leftovers(path, held, now), *_unfinished_parts(path, held, now - max_age)]
+            continue
+        found.append(_leftovers(path, held, now))
+        for folder, inside in by_folder(held, 1).items():
+            if Part.parse(folder) and MANIFEST in held and MANIFEST not in inside and is_old(inside):
+                found.append(_whole(path / folder, inside, "unfinished tap or view"))
     return sorted((item for item in found if item.names), key=lambda item: str(item.path))
 
 
@@ -348,28 +335,6 @@ def _what(path: StorePath, held: Mapping[str, File]) -> str:
 
 def _whole(path: StorePath, held: Mapping[str, File], why: str) -> Garbage:
     return Garbage(path, why, tuple(held), sum(file.nbytes for file in held.values()))
-
-
-def _is_older(held: Mapping[str, File], moment: float) -> bool:
-    return max(file.modified for file in held.values()) < moment
-
-
-def _orphaned_moments(root: StorePath, before: float) -> list[Garbage]:
-    """Moments that heads cached for stores that were deleted, ``moments/<encoder_key>/<dataset_key>/``."""
-    return [
-        _whole(root / MOMENTS / folder, held, "moments of a store that is gone")
-        for folder, held in by_folder(files(root / MOMENTS), 2).items()
-        if _is_older(held, before) and stat(root / "images" / folder / MANIFEST) is None
-    ]
-
-
-def _unfinished_parts(path: StorePath, held: Mapping[str, File], before: float) -> list[Garbage]:
-    """Unfinished taps and views of a finished store."""
-    return [
-        _whole(path / folder, inside, "unfinished tap or view")
-        for folder, inside in by_folder(held, 1).items()
-        if Part.parse(folder) and MANIFEST in held and MANIFEST not in inside and _is_older(inside, before)
-    ]
 
 
 def _leftovers(path: StorePath, held: Mapping[str, File], now: float) -> Garbage:
@@ -403,12 +368,8 @@ def _delete(garbage: Garbage) -> None:
         with ThreadPoolExecutor(REQUESTS) as pool:
             list(pool.map(lambda name: remove(garbage.path / name), group))
     if isinstance(garbage.path, Path):
-        _remove_empty(garbage.path)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the empty folders of a store, and the encoder's folder if this was its last store."""
-    below = [Path(path) for path, _, _ in os.walk(folder, topdown=False)]
-    for path in [*below, folder.parent]:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+        # The empty folders, and the encoder's if this was its last store.
+        below = [Path(path) for path, _, _ in os.walk(garbage.path, topdown=False)]
+        for path in [*below, garbage.path.parent]:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()

@@ -288,7 +288,7 @@ def test_space_for_a_large_file_is_reserved_before_writing(
         ctypes.set_errno(number)
         return -1
 
-    monkeypatch.setattr(atomic, "_fallocate", lambda: refuses)
+    monkeypatch.setattr(atomic, "_of_libc", lambda name: refuses)
     content = bytes(atomic.LARGE)
     if written:  # a file system that reserves nothing
         places.put(tmp_path / "large", content)
