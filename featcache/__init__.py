@@ -49,10 +49,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 def sibling(name: str) -> ModuleType:
     """The package `heads` or `ft` that was installed with featcache.
 
-    Raises
-    ------
-    ImportError
-        Another module has that name, such as a user's own ``heads.py`` in the folder of the script.
+    ImportError if another module has that name, such as a user's own ``heads.py`` in the folder of the script.
     """
     found = sys.modules.get(name)
     spec = found.__spec__ if found else find_spec(name)

@@ -29,9 +29,9 @@ import stat
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -47,8 +47,7 @@ class Plugins(MutableMapping[str, T]):
         place = self._places[name]
         if not isinstance(place, str):
             return place
-        module, _, attribute = place.partition(":")
-        found: T = getattr(import_module(module), attribute)
+        found: T = resolve_name(place)
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -117,18 +116,13 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a plug-in.
-
-    Attributes
-    ----------
-    name : str
-    kind : annotation, with a `Range` or a ``Literal`` if not every value of the type is allowed
-    default : default value, or `inspect.Parameter.empty` if required
-    """
+    """One parameter of a plug-in."""
 
     name: str
     kind: Any
+    """Annotation, with a `Range` or a ``Literal`` if not every value of the type is allowed."""
     default: Any
+    """Default value, or `inspect.Parameter.empty` if required."""
 
     @property
     def choices(self) -> tuple[str, ...] | None:
@@ -144,11 +138,7 @@ class Parameter:
     def check(self, value: T) -> T:
         """The value itself; arrays, tensors and their scalars are checked as lists and numbers.
 
-        Raises
-        ------
-        ValueError
-            The value is not allowed, or is an empty list; the message names the parameter, the value, and what is
-            allowed.
+        ValueError, with the parameter, the value and what is allowed, for an empty list or a value not allowed.
         """
         if self.kind in (Any, object):
             return value
@@ -197,20 +187,8 @@ def check_record(
 ) -> dict[str, Any]:
     """Check the fields of a record from a file or a flag against annotations, and return it; other fields are allowed.
 
-    Parameters
-    ----------
-    record : the record
-    kinds : annotation of each known field
-    where : beginning of error messages
-    required : required fields
+    ValueError, which starts with `where`, if it is not a dict, lacks a required field, or has an invalid one.
 
-    Raises
-    ------
-    ValueError
-        The record is not a dict, lacks a field, or has an invalid one.
-
-    Examples
-    --------
     >>> check_record({"k": 3}, {"k": Count}, "head.safetensors")
     {'k': 3}
     >>> check_record({"k": "x"}, {"k": Count}, "head.safetensors")
@@ -272,13 +250,7 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    type(None): "null",
-}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "null"}
 
 
 def _words(kind: Any) -> str:

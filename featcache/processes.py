@@ -42,15 +42,8 @@ def wait() -> None:
 
 
 def checked_device(device: str) -> str:
-    """The device, if torch can compute on it here.
+    """The device; FeatcacheError if torch cannot compute on it here.
 
-    Raises
-    ------
-    FeatcacheError
-        It is not a torch device, a GPU that the machine lacks, or ``meta``.
-
-    Examples
-    --------
     >>> checked_device("cpu")
     'cpu'
     >>> checked_device("quantum")
@@ -73,13 +66,7 @@ def checked_device(device: str) -> str:
 
 
 def number_from(variable: str, default: int) -> int:
-    """The non-negative integer in an environment variable, such as those that torchrun sets.
-
-    Raises
-    ------
-    FeatcacheError
-        It has another value.
-    """
+    """The non-negative integer in an environment variable, as torchrun sets them; FeatcacheError for another value."""
     text = os.environ.get(variable, "")
     if not text:
         return default
@@ -91,8 +78,6 @@ def number_from(variable: str, default: int) -> int:
 def local_device(device: str) -> str:
     """The device of this process: under torchrun, ``cuda`` means the GPU of its local rank.
 
-    Examples
-    --------
     >>> local_device("cpu"), local_device("cuda:3")
     ('cpu', 'cuda:3')
     """
@@ -140,12 +125,8 @@ def full_float32() -> Iterator[None]:
 def process_group(device: str | None = None, timeout: timedelta | None = None) -> Iterator[tuple[int, int]]:
     """Initialise the process group for the block; gives rank and number of processes, (0, 1) without torchrun.
 
-    Parameters
-    ----------
-    device
-        Device of this process: nccl is used for ``cuda``, gloo for ``cpu``. Default: the CUDA device of its local rank,
-        if the machine has one for every process.
-    timeout : how long processes wait for each other; default: torch's
+    nccl is used for a ``cuda`` device, gloo for ``cpu``. Default device: the GPU of the local rank, if the machine
+    has one for every process; the default `timeout` of waiting for each other is torch's.
     """
     size = number_from("WORLD_SIZE", 1)
     if size < 2 or dist.is_initialized():
@@ -173,8 +154,6 @@ def process_group(device: str | None = None, timeout: timedelta | None = None) -
 def sum_over_ranks(arrays: Sequence[NDArray[Any]]) -> None:
     """Sum arrays (same shapes on every process) over the processes, in place, with one all-reduce.
 
-    Examples
-    --------
     >>> counts = np.arange(3)
     >>> sum_over_ranks([counts])    # one process: nothing to add
     >>> counts.tolist()

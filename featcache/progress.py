@@ -58,12 +58,7 @@ class _Due:
 
 
 class Printed:
-    """One line that is updated in place on a terminal; elsewhere, a line every ten seconds.
-
-    Parameters
-    ----------
-    stream : default: stderr
-    """
+    """One line on stderr that is updated in place on a terminal; elsewhere, a line every ten seconds."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from featcache.datasets import DATASETS
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
@@ -23,11 +24,27 @@ STORE_HELP = (
 )
 
 
-def root_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--root``."""
-    parser.add_argument(
-        "--root", help="folder or s3://bucket/prefix that holds the stores (default: $FEATCACHE_ROOT, else ./cache)"
-    )
+def _flag(name: str, **settings: Any) -> Callable[[argparse.ArgumentParser], None]:
+    """A function that adds an argument to a parser."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(name, **settings)
+
+    return add
+
+
+root_argument = _flag(
+    "--root", help="folder or s3://bucket/prefix that holds the stores (default: $FEATCACHE_ROOT, else ./cache)"
+)
+update_labels_argument = _flag("--update-labels", action="store_true", help="store changed labels; features are kept")
+device_argument = _flag("--device", help="default: cuda if available, else cpu")
+quiet_argument = _flag("--quiet", action="store_true", help="short result, without progress on stderr")
+preprocess_argument = _flag(
+    "--preprocess",
+    choices=sorted(PREPARATIONS),
+    help="instead of the model's own preprocessing: central-crop (the central 7/8, as in Lipsum-FT); fast (the model's "
+    "own by faster code, equal to within 1/255); cuda (decodes and resizes on the GPU)",
+)
 
 
 def data_arguments(parser: argparse.ArgumentParser, metavar: str, nargs: str | None = None) -> None:
@@ -40,11 +57,6 @@ def data_arguments(parser: argparse.ArgumentParser, metavar: str, nargs: str | N
         choices=("names", "int"),
         help="whether labels in list files are names or indices (default: names)",
     )
-
-
-def update_labels_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--update-labels``."""
-    parser.add_argument("--update-labels", action="store_true", help="store changed labels; features are kept")
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -88,16 +100,6 @@ def shard_argument(parser: argparse.ArgumentParser, units: str) -> None:
     )
 
 
-def device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, where the encoder runs."""
-    parser.add_argument("--device", help="default: cuda if available, else cpu")
-
-
-def quiet_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--quiet``."""
-    parser.add_argument("--quiet", action="store_true", help="short result, without progress on stderr")
-
-
 def pretrained_argument(parser: argparse.ArgumentParser, of: str = "--model") -> None:
     """Add ``--pretrained``."""
     parser.add_argument("--pretrained", help=f"weights of {of}: an open_clip tag, checkpoint file, or `random`")
@@ -122,16 +124,6 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     quiet_argument(parser)
     root_argument(parser)
-
-
-def preprocess_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--preprocess``."""
-    parser.add_argument(
-        "--preprocess",
-        choices=sorted(PREPARATIONS),
-        help="instead of the model's own preprocessing: central-crop (the central 7/8, as in Lipsum-FT); fast (the "
-        "model's own by faster code, equal to within 1/255); cuda (decodes and resizes on the GPU)",
-    )
 
 
 def encoder_of(args: argparse.Namespace, preprocess: str | None = None) -> Encoder:

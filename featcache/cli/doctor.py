@@ -14,18 +14,8 @@ from featcache.progress import format_bytes
 from featcache.store import list_stores, resolve_root
 from featcache.store.places import StorePath
 
-NEEDED = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "timm",
-    "zarr",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pyarrow",
-    "numba",
-)
+NEEDED = ("torch", "torchvision", "open_clip_torch", "timm")
+NEEDED += ("zarr", "numpy", "scipy", "scikit-learn", "pyarrow", "numba")
 EXTRAS = {
     "s3": ("obstore",),
     "fast": ("simplejpeg",),
@@ -53,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name, found in versions.items() if found is None]
     root = resolve_root(args.root)
     extras = {extra: all(map(_version, names)) for extra, names in EXTRAS.items()}
-    speed = _write_speed(root)
+    speed, writes = _write_speed(root)
     record = {
         "featcache": __version__,
         "python": platform.python_version(),
@@ -66,15 +56,14 @@ def run(args: argparse.Namespace) -> int:
         "stores": len(list_stores(root)),
         "write_bytes_per_second": speed,
     }
-    shown = {extra: "yes" if there else "no" for extra, there in extras.items()}
+    shown = ", ".join(f"{extra} {'yes' if there else 'no'}" for extra, there in extras.items())
     lines = [
         f"featcache    {__version__}, Python {record['python']}, {platform.system()} {platform.machine()}",
         f"needs        {', '.join(f'{name} {found or chr(63)}' for name, found in versions.items())}",
         f"device       {record['device']} (default of --device), {record['cores']} cores",
-        f"extras       {', '.join(f'{name} {there}' for name, there in shown.items())} (pip install 'featcache[NAME]')",
+        f"extras       {shown} (pip install 'featcache[NAME]')",
         f"model hub    {'reachable' if record['hub'] else 'not reachable: models come from folders and the cache'}",
-        f"stores       {record['stores']} in {root}"
-        + (f", writes {format_bytes(int(speed))}/s" if speed else f" ({_why_not(root)})"),
+        f"stores       {record['stores']} in {root}{writes}",
     ]
     if missing:
         lines.append(f"MISSING      {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -89,21 +78,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _why_not(root: StorePath) -> str:
-    """Why the write speed was not measured."""
+def _write_speed(root: StorePath) -> tuple[float | None, str]:
+    """Bytes per second of one synced write to a temporary file, or why it was not measured; and that in words."""
     if not isinstance(root, Path):
-        return "not a local folder: write speed not measured"
-    return "not writable" if root.exists() else "does not exist yet"
-
-
-def _write_speed(root: StorePath) -> float | None:
-    """Bytes per second of one synced write to a temporary file; None if the folder is missing or not writable."""
-    if not isinstance(root, Path) or not root.is_dir() or not os.access(root, os.W_OK):
-        return None
+        return None, " (not a local folder: write speed not measured)"
+    if not root.is_dir() or not os.access(root, os.W_OK):
+        return None, " (not writable)" if root.exists() else " (does not exist yet)"
     content = os.urandom(PROBE)
     began = time.perf_counter()
     with tempfile.TemporaryFile(dir=root) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return PROBE / (time.perf_counter() - began)
+    speed = PROBE / (time.perf_counter() - began)
+    return speed, f", writes {format_bytes(int(speed))}/s"

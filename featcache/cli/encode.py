@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,19 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache encode DATA --split S...``."""
+    given = {field.name: getattr(args, field.name) for field in fields(EncodeOptions) if hasattr(args, field.name)}
     options = EncodeOptions(
-        batch_size=args.batch_size,
-        chunk_rows=args.chunk_rows,
-        workers=args.workers,
-        max_bad=args.max_bad,
-        update_labels=args.update_labels,
-        refresh=args.refresh,
-        views=args.views,
-        augmentation=args.augmentation,
-        view_seed=args.view_seed,
+        **given,
         share=Share.parse(args.shard) if args.shard else None,
         taps=args.tap,
-        pool=args.pool,
         reuse=not args.no_reuse,
         compiled=args.compile,
     )
@@ -133,11 +126,8 @@ def run(args: argparse.Namespace) -> int:
             lines.append(str(done))
             continue
         records.append(_record(result))
-        lines.append(
-            describe_encoded(result, counts=not args.quiet)
-            + _name_note(result, dataset)
-            + alias_note(result.store, encoder)
-        )
+        notes = _name_note(result, dataset) + alias_note(result.store, encoder)
+        lines.append(describe_encoded(result, counts=not args.quiet) + notes)
     show(records, "\n".join([*lines, *_other_classes(datasets)]), args.json)
     return 0
 
@@ -167,14 +157,13 @@ def _dry_run(datasets: Sequence[Dataset], encoder: Encoder, options: EncodeOptio
     plans = [plan_encoding(dataset, encoder, root=args.root, options=options) for dataset in datasets]
     lines = []
     for plan in plans:
-        what = f"{plan.name}/{plan.split}@{encoder.name}: {plan.rows:,} rows"
-        if not plan.rows_to_encode:
-            lines.append(f"{what}, cache hit: nothing to encode\n  {plan.store}")
-            continue
-        lines.append(
-            f"{what}, {plan.rows_to_encode:,} to encode; would read {format_bytes(plan.bytes_to_read)} and write "
-            f"{format_bytes(plan.bytes_to_write)} in about {format_seconds(plan.seconds)}\n  {plan.store}"
-        )
+        todo = "cache hit: nothing to encode"
+        if plan.rows_to_encode:
+            todo = (
+                f"{plan.rows_to_encode:,} to encode; would read {format_bytes(plan.bytes_to_read)} and write "
+                f"{format_bytes(plan.bytes_to_write)} in about {format_seconds(plan.seconds)}"
+            )
+        lines.append(f"{plan.name}/{plan.split}@{encoder.name}: {plan.rows:,} rows, {todo}\n  {plan.store}")
     show([plan.to_dict() for plan in plans], "\n".join(lines), args.json)
     return 0
 
@@ -232,10 +221,12 @@ def describe_encoded(result: EncodeResult, *, counts: bool = True) -> str:
         copied = f", {result.copied_rows:,} copied from other stores" if result.copied_rows else ""
         batches = f", {result.batches}" if result.batches else ""
         how = f"{result.encoded_rows:,} rows encoded{copied} in {format_seconds(result.seconds)}{batches}"
-    parts = ", ".join(part.label for part in parts_of(store))
     lines = [f"{what}{bad}, {how}", f"  {store.path}"]
-    lines += [f"  {class_counts(store.truth, store.classnames)}"] * counts
-    return "\n".join([*lines, *([f"  with {parts}"] if parts else [])])
+    if counts:
+        lines.append(f"  {class_counts(store.truth, store.classnames)}")
+    if parts := ", ".join(part.label for part in parts_of(store)):
+        lines.append(f"  with {parts}")
+    return "\n".join(lines)
 
 
 def class_counts(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> str:

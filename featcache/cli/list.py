@@ -48,9 +48,8 @@ def _table(entries: list[Entry], width: int | None) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for entry, (name, *rest) in zip(entries, cells, strict=True):
-        row = f"  {name:<{widths[0]}}  " + "  ".join(
-            f"{cell:>{size}}" for cell, size in zip(rest, widths[1:], strict=True)
-        )
+        aligned = [f"{cell:>{size}}" for cell, size in zip(rest, widths[1:], strict=True)]
+        row = "  ".join([f"  {name:<{widths[0]}}", *aligned])
         key = entry.key if width is None else "/".join(half[:8] for half in entry.key.split("/"))
         parts = f"  # {', '.join(entry.parts)}" if entry.parts else ""
         also = "".join(f"  = @{model}" for model in entry.other_models)

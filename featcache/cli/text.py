@@ -18,6 +18,7 @@ from featcache.prompts import class_list_names, load_classnames, load_prompt_fil
 from featcache.store import ImageStore, TextStore, find_store
 
 if TYPE_CHECKING:
+    from featcache.encoding.store_job import JobResult, S
     from featcache.encoding.texts import TextResult
 
 
@@ -83,20 +84,18 @@ def _random_texts(args: argparse.Namespace) -> int:
     store = result.store
     record = {"store": str(store.path), "texts": len(store), "dim": store.dim, "error": store.error, "hit": result.hit}
     shape = f"{len(store):,} random texts x {store.dim}, second moment within {store.error:.2%}"
-    how = _how(result.hit, result.seconds)
-    show(record, f"banks/{store.name}@{store.encoder_name}: {shape}, {how}\n  {store.path}", args.json)
+    show(record, f"banks/{store.name}@{store.encoder_name}: {shape}, {_how(result)}\n  {store.path}", args.json)
     return 0
 
 
 def describe_text(result: TextResult) -> str:
     """Summary of a text run: one line, and the store's path."""
     store = result.store
-    how = _how(result.hit, result.seconds)
-    return f"texts/{store.name}@{store.encoder_name}: {store.counted} x {store.dim}, {how}\n  {store.path}"
+    return f"texts/{store.name}@{store.encoder_name}: {store.counted} x {store.dim}, {_how(result)}\n  {store.path}"
 
 
-def _how(hit: bool, seconds: float) -> str:
-    return "cache hit, no text encoded" if hit else f"encoded in {format_seconds(seconds)}"
+def _how(result: JobResult[S]) -> str:
+    return "cache hit, no text encoded" if result.hit else f"encoded in {format_seconds(result.seconds)}"
 
 
 def classnames_of(classes: str, split: str | None, root: str | None = None) -> tuple[Sequence[str], str]:

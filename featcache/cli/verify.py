@@ -38,13 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
         store = open_image_store(path)
         changed = check_source(open_dataset(args.against, store.split), store)
-    record = {
-        "store": str(path),
-        "ok": report.ok,
-        "files": report.files,
-        "problems": report.problems,
-        "changed": changed,
-    }
+    facts = {"ok": report.ok, "files": report.files, "problems": report.problems, "changed": changed}
     lines = [f"{path}: {report.files} files, {format_bytes(report.nbytes)} in {format_seconds(seconds)}"]
     lines += [f"  damaged: {problem}" for problem in report.problems]
     if report.ok:
@@ -61,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
     if args.against:
         now = "  run encode to update the store; it says before it replaces features"
         lines.append(now if changed else "  the source is unchanged")
-    show(record, "\n".join(lines), args.json)
+    show({"store": str(path), **facts}, "\n".join(lines), args.json)
     return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0

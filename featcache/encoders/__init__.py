@@ -1,7 +1,7 @@
 """Models that turn images and texts into features; each family is one line in `ENCODERS`."""
 
 from collections.abc import Callable
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TypedDict
 
 from featcache.encoders.base import Batch, Encoder, full_name, loading_arguments
@@ -66,8 +66,7 @@ def load_encoder(
     """
     model, pretrained = open_clip_name(full_name(model), pretrained)
     check_reachable(model, pretrained)
-    module, _, function = _loader(model).partition(":")
-    load: Callable[..., Encoder] = vars(import_module(module))[function]
+    load: Callable[..., Encoder] = resolve_name(_loader(model))
     encoder = load(model, pretrained, device, precision)
     if preprocess is not None:
         encoder = prepared_by(encoder, preprocess)

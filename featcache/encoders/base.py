@@ -17,6 +17,7 @@ import numpy.typing as npt
 from featcache.datasets.base import Picture
 from featcache.errors import EncoderError
 from featcache.store.key import Json
+from featcache.store.protocol import Scaled
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ class TokenShape(NamedTuple):
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class Encoder(Scaled, Protocol):
     """A CLIP-style model with an image side and optionally a text side.
 
     Your own encoder can inherit from `ImageEncoder`, which has the defaults of a model without a text side.
@@ -105,14 +106,6 @@ class Encoder(Protocol):
     @property
     def special_tokens(self) -> SpecialTokens | None:
         """Start and end token, sizes of vocabulary and context; None if `encode_tokens` is not supported."""
-
-    @property
-    def logit_scale(self) -> float | None:
-        """Factor of cosine similarities, already exponentiated (about 100 for OpenAI's models)."""
-
-    @property
-    def logit_bias(self) -> float | None:
-        """Bias added to the scaled similarity (SigLIP), None if the model has none."""
 
     @property
     def provenance(self) -> Json:
@@ -192,10 +185,7 @@ NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_ima
 def whole_encoder(found: object, origin: str) -> Encoder:
     """Check a user's encoder, and set the attributes that it lacks to the defaults of `ImageEncoder`.
 
-    Raises
-    ------
-    EncoderError
-        It lacks something that every encoder needs; the message starts with `origin`.
+    EncoderError, which starts with `origin`, if it lacks something that every encoder needs.
     """
     members = set(dir(found))
     missing = [name for name in NEEDED if name not in members]

@@ -92,24 +92,19 @@ class CallableEncoder(ImageEncoder):
             )
         found = self._function(np.stack(images))
         features = found.detach().float().cpu().numpy() if hasattr(found, "detach") else np.asarray(found)
-        shape: tuple[int, ...] = (len(images), self.dim)
-        if self.token_taps:
-            shape = (len(images), self.token_taps["patch"].tokens, self.dim)
-            if features.ndim == 4:  # a map (B, D, H, W)
-                features = features.reshape(*features.shape[:2], -1).swapaxes(1, 2)
+        tokens = [self.token_taps["patch"].tokens] if self.token_taps else []
+        if tokens and features.ndim == 4:  # a map (B, D, H, W)
+            features = features.reshape(*features.shape[:2], -1).swapaxes(1, 2)
+        shape = (len(images), *tokens, self.dim)
         if features.shape != shape:
             raise EncoderError(f"{self.name}: features {features.shape}; expected {shape}")
         features = features.astype(np.float32, copy=False)
-        if not self.token_taps:
-            return {PROJECTED: features}
-        return {PROJECTED: features.mean(axis=1), "patch": features}
+        return {PROJECTED: features.mean(axis=1), "patch": features} if tokens else {PROJECTED: features}
 
     @staticmethod
     def digest_of(*parts: bytes | str) -> str:
         """sha256 (first 128 bits, hexadecimal) of parts such as the bytes of a weights file and a version.
 
-        Examples
-        --------
         >>> CallableEncoder.digest_of("a", "b") == CallableEncoder.digest_of("ab")
         False
         """
@@ -125,10 +120,7 @@ def load_python(
 ) -> Encoder:
     """Call ``python:MODULE:FUNCTION`` with `device`, `precision` and, unless None, `pretrained`.
 
-    Raises
-    ------
-    EncoderError
-        There is no such function, or it does not return an encoder.
+    EncoderError if there is no such function, or it does not return an encoder.
     """
     place, colon, function = model.removeprefix("python:").partition(":")
     if not place or not colon or not function:

@@ -44,9 +44,8 @@ def is_openai_file(path: Path, known: Container[str]) -> bool:
     if not is_torchscript(path):
         return False
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() in known:
-            return True
-    return set(OPENAI_EXTRAS) <= set(_torchscript_state(path))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest in known or set(OPENAI_EXTRAS) <= set(_torchscript_state(path))
 
 
 def is_torchscript(path: Path) -> bool:
@@ -68,13 +67,7 @@ def _torchscript_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_torchscript(model: torch.nn.Module, path: Path) -> None:
-    """Load the weights of a TorchScript archive in OpenAI's layout into an open_clip model.
-
-    Raises
-    ------
-    EncoderError
-        The tensors do not fit the architecture.
-    """
+    """Load a TorchScript archive in OpenAI's layout into an open_clip model; EncoderError if its tensors do not fit."""
     state = {name: tensor for name, tensor in _torchscript_state(path).items() if name not in NOT_WEIGHTS}
     try:
         model.load_state_dict(state, strict=True)

@@ -36,10 +36,7 @@ def needs_gpu(device: str) -> None:
 def decode_on(device: str, content: bytes | memoryview) -> torch.Tensor | None:
     """RGB pixels (3, H, W) uint8 of a JPEG file, on a device; None for other files.
 
-    Raises
-    ------
-    RuntimeError
-        The file is damaged, or the decoder does not support it.
+    RuntimeError if the file is damaged, or the decoder does not support it.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 

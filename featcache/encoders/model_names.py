@@ -20,15 +20,11 @@ def open_clip_name(model: str, pretrained: str | None = None) -> tuple[str, str 
     ``ViT-B/32`` is always OpenAI's architecture, with OpenAI's weights by default. ``RN50`` and the like are also
     open_clip's architectures, and are left unchanged if other weights are given.
 
-    Examples
-    --------
     >>> open_clip_name("ViT-L/14@336px"), open_clip_name("RN50")
     (('ViT-L-14-336-quickgelu', 'openai'), ('RN50-quickgelu', 'openai'))
     >>> open_clip_name("ViT-B/32", "mine.pt"), open_clip_name("RN50", "cc12m")
     (('ViT-B-32-quickgelu', 'mine.pt'), ('RN50', 'cc12m'))
     """
-    if model not in QUICK:
-        return model, pretrained
-    if "/" in model or pretrained in (None, OPENAI):
+    if model in QUICK and ("/" in model or pretrained in (None, OPENAI)):
         return QUICK[model], pretrained or OPENAI
     return model, pretrained

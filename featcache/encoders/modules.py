@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import FunctionType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -127,7 +127,9 @@ class ModuleEncoder(TorchImages, ImageEncoder):
     def prepare(self, picture: Picture) -> Batch:
         """The transformed picture, (3, H, W) float32."""
         rgb = to_rgb(picture)
-        found = self._transform(_as_image(rgb) if isinstance(rgb, np.ndarray) else rgb)
+        if isinstance(rgb, np.ndarray):
+            rgb = Image.fromarray(np.clip(np.rint(rgb), 0, 255).astype(np.uint8))
+        found = self._transform(rgb)
         values = found.numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
         if not isinstance(found, torch.Tensor | np.ndarray) or values.ndim != 3:
             raise EncoderError(
@@ -146,7 +148,8 @@ class ModuleEncoder(TorchImages, ImageEncoder):
 
     def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
         """Features (B, D) of B prepared images (3, H, W) on the device."""
-        found = self._computing(lambda m, x: _features(m, x), images)
+        # Of a CLIP model, the features of the image side.
+        found = self._computing(lambda m, x: m.encode_image(x) if hasattr(m, "encode_image") else m(x), images)
         if not isinstance(found, torch.Tensor) or found.ndim != 2:
             shown = f"a tensor {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
             raise EncoderError(
@@ -155,20 +158,9 @@ class ModuleEncoder(TorchImages, ImageEncoder):
         return {PROJECTED: found}
 
 
-def _as_image(picture: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8))
-
-
-def _features(module: Any, pixels: torch.Tensor) -> Any:
-    """The features; of a CLIP model, those of the image side."""
-    return module.encode_image(pixels) if hasattr(module, "encode_image") else module(pixels)
-
-
 def describe(transform: object) -> str:
     """A description of a transform, without memory addresses if possible.
 
-    Examples
-    --------
     >>> describe(functools.partial(round, ndigits=2))
     "partial(<built-in function round>, (), {'ndigits': 2})"
     """
@@ -178,8 +170,7 @@ def describe(transform: object) -> str:
         return _of_function(transform)
     if isinstance(steps := getattr(transform, "transforms", None), list | tuple):
         return f"{type(transform).__name__}({', '.join(map(describe, steps))})"
-    hides = type(transform).__name__ in HIDES
-    return f"{transform!r} at 0x0" if hides else repr(transform)
+    return f"{transform!r} at 0x0" if type(transform).__name__ in HIDES else repr(transform)
 
 
 def _of_function(function: FunctionType) -> str:

@@ -46,8 +46,6 @@ EVAL_FRACTION = 224 / (224 + 32)
 def central_square(width: int, height: int) -> Box:
     """Left, top, width and height of the central 7/8 square of an image, in whole pixels.
 
-    Examples
-    --------
     >>> central_square(500, 375), central_square(33, 64)
     ((86, 24, 328, 328), (3, 18, 28, 28))
     """
@@ -82,20 +80,16 @@ def as_tensor(picture: "Picture | torch.Tensor") -> "torch.Tensor":
 
 @dataclass(frozen=True)
 class Preparation:
-    """A preparation of images.
-
-    Parameters
-    ----------
-    change : applied before the model's own resizing
-    square : only for models with square input
-    fast : decode JPEG files by `decode_jpeg`
-    on_gpu : decode JPEG files and resize images on the encoder's device
-    """
+    """A preparation of images."""
 
     change: "Callable[[Picture], Picture | torch.Tensor]"
+    """Applied before the model's own resizing."""
     square: bool = False
+    """Only for models with square input."""
     fast: bool = False
+    """Decode JPEG files by `decode_jpeg`."""
     on_gpu: bool = False
+    """Decode JPEG files and resize images on the encoder's device."""
 
 
 PREPARATIONS: Mapping[str, Preparation] = {
@@ -109,10 +103,8 @@ PREPARATIONS: Mapping[str, Preparation] = {
 def prepared_by(encoder: Encoder, name: str) -> Encoder:
     """Change an encoder in place to use one of `PREPARATIONS`, which becomes part of its identity and name.
 
-    Raises
-    ------
-    EncoderError
-        There is no such preparation, the encoder does not support it (open_clip models do), or a library is missing.
+    EncoderError if there is none of that name, the encoder does not support it (open_clip models do), or a library is
+    missing.
     """
     if name not in PREPARATIONS:
         raise EncoderError(f"preprocess {name!r}: expected one of {', '.join(PREPARATIONS)}, or leave it out")
@@ -130,12 +122,7 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
     """The encoder for a data set; if its images are already prepared, an encoder that does not prepare them again.
 
     The identity stays the same: images prepared before they were saved give the same features as images that the
-    encoder prepares, so heads fitted on either apply to both.
-
-    Raises
-    ------
-    EncoderError
-        The images have gone through another preparation than the encoder's.
+    encoder prepares, so heads fitted on either apply to both. EncoderError if they went through another preparation.
     """
     prepared = getattr(dataset, "prepared", None)
     if prepared is None:
@@ -156,13 +143,10 @@ def decoded_for(dataset: Dataset, encoder: Encoder) -> Dataset:
         return dataset
     if PREPARATIONS[encoder.preparation].fast:
         smallest = SMALLEST * max(encoder.image_size or (0,))
-        return cast(Dataset, _Decoded(dataset, lambda content, row: decode_jpeg(content, smallest)))
+        return cast(Dataset, _Decoded(dataset, lambda content: decode_jpeg(content, smallest)))
     if PREPARATIONS[encoder.preparation].on_gpu and encoder.prepares:
-        return cast(Dataset, _Decoded(dataset, lambda content, row: _decoded_on_gpu(content, encoder.device)))
+        return cast(Dataset, _Decoded(dataset, lambda content: _decoded_on_gpu(content, encoder.device)))
     return dataset
-
-
-Decode: TypeAlias = Callable[[bytes | memoryview, int], Picture | None]
 
 
 def _decoded_on_gpu(content: bytes | memoryview, device: str) -> Picture | None:
@@ -178,12 +162,12 @@ def _decoded_on_gpu(content: bytes | memoryview, device: str) -> Picture | None:
 class _Decoded:
     """A data set of image files with another decoder; files that this returns None for are decoded as usual."""
 
-    def __init__(self, dataset: Dataset, decode: "Decode") -> None:
+    def __init__(self, dataset: Dataset, decode: Callable[[bytes | memoryview], Picture | None]) -> None:
         self._dataset, self._decode = dataset, decode
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._dataset, name)
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
-        found = self._decode(content, row)
+        found = self._decode(content)
         return self._dataset.decode(content, row) if found is None else found

@@ -26,26 +26,17 @@ TIMM_REMEDY = "connect this machine, or give --pretrained FILE"
 
 
 class Published(NamedTuple):
-    """An entry of open_clip's table of weights."""
+    """An entry of open_clip's table of weights: the hub's ``ORG/REPO``, and whether they need QuickGELU."""
 
     repository: str
-    """On the hub, ``ORG/REPO``."""
     quick_gelu: bool
-    """Whether they were trained with QuickGELU."""
 
 
 def check_reachable(model: str, pretrained: str | None) -> None:
-    """Fail early if a model's weights are neither in the local cache nor available.
+    """EncoderError if a model's weights are not in the local cache, and the hub is out of reach or ``HF_HUB_OFFLINE``.
 
-    Models whose repository is unknown pass, and so does everything once open_clip or timm is imported, since loading
-    then raises the same error.
-
-    Raises
-    ------
-    EncoderError
-        The hub cannot be reached, or is off (``HF_HUB_OFFLINE``), and the cache lacks the weights.
-    ActivationMismatchError
-        Likewise, and the weights were trained with the other activation.
+    ActivationMismatchError if, besides, they were trained with the other activation. Models whose repository is unknown
+    pass, and so does everything once open_clip or timm is imported, since loading then raises the same error.
     """
     model, pretrained = open_clip_name(full_name(model), pretrained)
     if "open_clip" in sys.modules or model.endswith(".json") or pretrained == "random":
@@ -54,15 +45,10 @@ def check_reachable(model: str, pretrained: str | None) -> None:
 
     if model.startswith("timm:"):
         name, comma, _ = model.removeprefix("timm:").partition(",")
-        if (
-            "timm" in sys.modules
-            or comma
-            or pretrained
-            or not _timm_has(name)
-            or not timm_lacks(name.partition(".")[0])
-        ):
-            return
-        raise no_hub(model, TIMM_REMEDY)
+        from_hub = not ("timm" in sys.modules or comma or pretrained)
+        if from_hub and _timm_has(name) and timm_lacks(name.partition(".")[0]):
+            raise no_hub(model, TIMM_REMEDY)
+        return
     found = None if pretrained is None or Path(pretrained).is_file() else published(model, pretrained)
     repository = model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else found and found.repository
     if not repository or not hub_lacks(repository):
@@ -81,8 +67,6 @@ def _timm_has(name: str) -> bool:
 def published(model: str, tag: str) -> Published | None:
     """Weights by architecture and tag; None if open_clip's table has none on the hub.
 
-    Examples
-    --------
     >>> published("ViT-B-32", "openai")
     Published(repository='timm/vit_base_patch32_clip_224.openai', quick_gelu=True)
     >>> published("ViT-B-32", "none")
@@ -139,20 +123,13 @@ def check_activation(
     flag: str = "--model",
     remedy: str | None = None,
 ) -> None:
-    """Refuse weights that were trained with another activation than the architecture's.
+    """ActivationMismatchError, which says what to use, if weights were trained with another activation.
 
     Parameters
     ----------
-    model, pretrained : architecture and weights, as named by the user
     quick_gelu : whether the architecture uses QuickGELU
     wanted : whether the weights were trained with QuickGELU; None if unknown
-    flag : command-line flag of `model`
-    remedy : what to use instead; default: the flag with the name of the other architecture
-
-    Raises
-    ------
-    ActivationMismatchError
-        The activations differ; the message names the architecture to use.
+    remedy : what to use instead; default: `flag`, which gives `model`, with the name of the other architecture
     """
     if wanted is None or wanted == quick_gelu:
         return

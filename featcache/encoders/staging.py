@@ -51,7 +51,7 @@ class _Past:
 
 
 class OneLane:
-    """A CPU: work is done when `run` returns."""
+    """The lanes of a CPU: work is done when `run` returns."""
 
     late, copies = 0, False
 
@@ -118,12 +118,7 @@ class Stage(Generic[T]):
     batch_size : images per batch, for the buffers
     lanes : default: those of the encoder's device
     compiled : compile passes without taps with torch, on a GPU to CUDA graphs; short batches are padded to avoid
-        another compilation
-
-    Raises
-    ------
-    EncoderError
-        `compiled` was asked for and the encoder is not a `TorchImages`.
+        another compilation; EncoderError if the encoder is not a `TorchImages`
     """
 
     def __init__(

@@ -41,13 +41,9 @@ NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
 
 
 class TimmEncoder(TorchImages, ImageEncoder):
-    """A timm image model without its classifier; it has no text side.
+    """A timm image model without its classifier (``num_classes=0``), in float32; it has no text side.
 
-    Parameters
-    ----------
-    model : a timm model in float32, made with ``num_classes=0``
-    name : short name for people
-    precision : ``fp32``, ``bf16`` or ``fp16``, of weights and products (fp16: only of products); outputs are float32
+    `precision` is that of weights and products (fp16: only of products); outputs are float32.
     """
 
     def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu", precision: str = "fp32") -> None:
@@ -110,17 +106,9 @@ class TimmEncoder(TorchImages, ImageEncoder):
 def load_timm(model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32") -> Encoder:
     """Load ``timm:NAME`` or ``timm:NAME,CHECKPOINT``.
 
-    Parameters
-    ----------
-    model : a name in ``timm.list_models()``, optionally with a pretrained tag, ``vit_base_patch16_224.dino``
-    pretrained : a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks); default: the published
-        weights
-    device : default: ``cuda`` if available, else ``cpu``
-
-    Raises
-    ------
-    EncoderError
-        The model or its weights cannot be loaded.
+    NAME is one of ``timm.list_models()``, optionally with a pretrained tag, ``vit_base_patch16_224.dino``. `pretrained`
+    is a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks); default: the published weights.
+    EncoderError if the model or its weights cannot be loaded.
     """
     name, comma, checkpoint = model.removeprefix("timm:").partition(",")
     weights = checkpoint if comma else pretrained

@@ -21,22 +21,17 @@ LAST = "last"
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of a vision model.
-
-    Attributes
-    ----------
-    modules : the layers, from the first
-    prefix : class and register tokens, which come first among the tokens
-    last : a module whose output is the normalised tokens, if it has the shape of the last layer's
-    channels_last : maps are (B, H, W, C)
-    tokens_first : layers give (tokens, B, C)
-    """
+    """The layers of a vision model, from the first."""
 
     modules: Sequence[nn.Module]
     prefix: int
+    """Number of class and register tokens, which come first."""
     last: nn.Module | None = None
+    """A module whose output is the normalised tokens, if it has the shape of the last layer's."""
     channels_last: bool = False
+    """Whether maps are (B, H, W, C)."""
     tokens_first: bool = False
+    """Whether layers give (tokens, B, C)."""
 
 
 def layers_of(visual: Model) -> Layers | None:

@@ -45,11 +45,7 @@ class Computing:
 
     Autocast to bfloat16 casts the weights of every layer in every batch, a copy casts them once and is as accurate:
     with ViT-B-32 on a CPU with native bfloat16, autocast encodes 0.8 and the copy 1.8 times as many images per second
-    as float32, both with a cosine of at least 0.9999 to float32 features.
-
-    Parameters
-    ----------
-    model : in float32, on the device; not changed
+    as float32, both with a cosine of at least 0.9999 to float32 features. The model itself stays in float32.
     """
 
     def __init__(self, model: torch.nn.Module, device: str, precision: str) -> None:
@@ -89,25 +85,16 @@ class TorchImages(ABC):
         return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
 
 
-def _new(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
 def stack_images(
-    images: Sequence[Batch], name: str, buffer: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] = _new
+    images: Sequence[Batch], name: str, buffer: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """B prepared images as one tensor (B, ...), in the buffer returned by ``buffer(shape, dtype)``.
-
-    Raises
-    ------
-    EncoderError
-        The images differ in shape.
-    """
+    """B prepared images as a tensor (B, ...), new or from ``buffer(shape, dtype)``; EncoderError if shapes differ."""
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise EncoderError(f"{name}: images of different shapes, {sorted(shapes)}; expected one: crop in the transform")
     kind = torch.uint8 if all(image.dtype == np.uint8 for image in images) else torch.float32
-    stacked = buffer((len(images), *shapes.pop()), kind)
+    shape = (len(images), *shapes.pop())
+    stacked = torch.empty(shape, dtype=kind) if buffer is None else buffer(shape, kind)
     np.stack(images, out=stacked.numpy())
     return stacked
 
@@ -123,17 +110,8 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture | torch.Ten
 
     PIL images and uint8 arrays are resized by Pillow and stay uint8. Float arrays (H, W, 3) with values 0-255 are
     resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded. Tensors (3, H, W) keep their
-    dtype.
-
-    Parameters
-    ----------
-    geometry : torchvision transforms that take a PIL image or a tensor (3, H, W)
-
-    Raises
-    ------
-    ImageReadError
-        Resizing the short side of a very long picture would give more than `MOST_PIXELS`, or its mode has no known
-        scale (see `to_rgb`).
+    dtype. `geometry` are torchvision transforms that take a PIL image or a tensor (3, H, W). ImageReadError if resizing
+    the short side of a very long picture would give more than `MOST_PIXELS`, or its mode has no scale (see `to_rgb`).
     """
     if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
         picture = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)

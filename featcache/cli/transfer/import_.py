@@ -1,6 +1,7 @@
 """The verb ``featcache import``: make a store from features or class vectors computed by another program."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,9 +64,7 @@ def _source(args: argparse.Namespace) -> "Source":
     if digest and "/" in digest:  # a store
         store = find_store(digest, args.root)
         if store.text_digest is None:
-            raise DatasetError(
-                f"--text-digest {digest}: its model has no text tower; name a store of a model that has one"
-            )
+            raise DatasetError(f"--text-digest {digest}: its model has no text tower; name a store of one that has")
         digest, scale = store.text_digest, store.logit_scale if scale is None else scale
     return Source(args.encoder_name, args.digest, digest, scale)
 
@@ -75,30 +74,22 @@ def _images(args: argparse.Namespace, found: "Foreign", classnames: list[str] | 
 
     where = {"name": args.name, "split": args.split, "root": args.root}
     store = import_features(found, _source(args), classnames=classnames, update_labels=args.update_labels, **where)
-    record = {"store": str(store.path), "name": store.name, "split": store.split, "rows": len(store), "dim": store.dim}
     what = f"{store.name}/{store.split}@{store.encoder_name}: {len(store):,} x {store.dim}"
-    return _show(args, store, record, what)
+    return _show(args, store, {"split": store.split, "rows": len(store), "dim": store.dim}, what)
 
 
 def _texts(args: argparse.Namespace, found: "Foreign", classnames: list[str] | None) -> int:
     from featcache.transfer.import_texts import import_texts
 
     store = import_texts(found, _source(args), name=args.name, classnames=classnames, root=args.root)
-    facts = {"classes": len(store), "prompts": store.manifest.arrays["raw"].shape[1], "dim": store.dim}
-    record: dict[str, object] = {
-        "store": str(store.path),
-        "name": store.name,
-        **facts,
-        "logit_scale": store.logit_scale,
-    }
-    what = (
-        f"texts/{store.name}@{store.encoder_name}: {store.counted} x {store.dim}, logit scale {store.logit_scale:.6g}"
-    )
-    return _show(args, store, record, what)
+    classes, prompts, _ = store.manifest.arrays["raw"].shape
+    record = {"classes": classes, "prompts": prompts, "dim": store.dim, "logit_scale": store.logit_scale}
+    what = f"texts/{store.name}@{store.encoder_name}: {store.counted} x {store.dim}"
+    return _show(args, store, record, f"{what}, logit scale {store.logit_scale:.6g}")
 
 
-def _show(args: argparse.Namespace, store: "ImageStore | TextStore", record: dict[str, object], what: str) -> int:
-    record["repeated_classnames"] = repeated(store.classnames)
+def _show(args: argparse.Namespace, store: "ImageStore | TextStore", facts: Mapping[str, object], what: str) -> int:
+    record = {"store": str(store.path), "name": store.name, **facts, "repeated_classnames": repeated(store.classnames)}
     note = repeated_note(store.classnames)
     show(record, f"{what}, imported from {Path(args.source).name}\n  {store.path}{note}", args.json)
     return 0

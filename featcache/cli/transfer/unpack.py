@@ -17,9 +17,6 @@ def run(args: argparse.Namespace) -> int:
 
     store, there = unpack(args.file, args.root)
     how = "already exists" if there else "checked and unpacked"
-    show(
-        {"store": str(store.path), "there": there},
-        f"{store.name}@{store.encoder_name}: {how}\n  {store.path}",
-        args.json,
-    )
+    text = f"{store.name}@{store.encoder_name}: {how}\n  {store.path}"
+    show({"store": str(store.path), "there": there}, text, args.json)
     return 0

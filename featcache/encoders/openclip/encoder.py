@@ -71,16 +71,10 @@ def outputs_of(model: Any, pixels: torch.Tensor, taps: Sequence[str]) -> dict[st
 
 
 class OpenClipEncoder(TorchImages):
-    """An open_clip model with both towers.
+    """An open_clip model with both towers: CLIP, CustomTextCLIP or CoCa, in float32.
 
-    Parameters
-    ----------
-    model : an open_clip CLIP, CustomTextCLIP or CoCa model in float32
-    config : its model configuration (``vision_cfg``, ``text_cfg``, ...)
-    tokenizer : texts to token ids (B, L)
-    name : short name for people
-    precision : ``fp32``, ``bf16`` or ``fp16``, of weights and products (fp16: only of products) in encoding; outputs
-        are float32, and `model` stays in float32 for fine-tuning
+    `config` is its model configuration (``vision_cfg``, ``text_cfg``, ...). `precision` is that of weights and products
+    (fp16: only of products) in encoding; outputs are float32, and `model` stays in float32 for fine-tuning.
     """
 
     def __init__(
@@ -151,13 +145,7 @@ class OpenClipEncoder(TorchImages):
 
     @property
     def special_tokens(self) -> SpecialTokens:
-        """See `Encoder.special_tokens`.
-
-        Raises
-        ------
-        EncoderError
-            The tokenizer has no start and end token (Hugging Face tokenizers that pool elsewhere).
-        """
+        """See `Encoder.special_tokens`; EncoderError for Hugging Face tokenizers that pool elsewhere."""
         ids = [getattr(self._tokenizer, name, None) for name in ("sot_token_id", "eot_token_id", "vocab_size")]
         if None in ids:
             raise EncoderError(f"{self.name}: its tokenizer has no start and end of text; random texts need CLIP's own")
@@ -274,10 +262,7 @@ class OpenClipEncoder(TorchImages):
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B texts.
 
-        Raises
-        ------
-        PromptError
-            A text is longer than the context length; open_clip would truncate it silently.
+        PromptError if a text is longer than the context length; open_clip would truncate it silently.
         """
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)

@@ -22,7 +22,7 @@ from featcache.encoders.openclip.encoder import OpenClipEncoder
 from featcache.encoders.published import check_activation
 from featcache.encoders.torch_images import default_device
 from featcache.errors import EncoderError, FeatcacheError
-from featcache.parameters import Range, check_record, check_regular
+from featcache.parameters import Range, check_record, check_regular, json_value
 from featcache.progress import one_line
 from featcache.store.key import Json, checksum
 from featcache.store.places.tensors import check_sound
@@ -34,7 +34,7 @@ MERGES = "bpe_merges.txt.gz"
 def load(
     model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
 ) -> OpenClipEncoder:
-    """Load an open_clip model.
+    """Load an open_clip model; EncoderError or, for the other activation, ActivationMismatchError if it cannot be.
 
     Parameters
     ----------
@@ -42,11 +42,6 @@ def load(
         ``model_configs``, both with `pretrained`; ``local-dir:FOLDER``; ``hf-hub:ORG/REPO``
     pretrained : a tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks)
     device : default: ``cuda`` if available, else ``cpu``
-
-    Raises
-    ------
-    EncoderError, ActivationMismatchError
-        The model cannot be loaded, or its weights were trained with the other activation.
     """
     place = default_device(device)
     hub = offline_where_unreachable(f"model {model}") if needs_hub(model, pretrained) else nullcontext()
@@ -99,35 +94,20 @@ def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> 
 
 
 def register_architecture(file: Path) -> tuple[str, str, Json]:
-    """Register a user's architecture with open_clip, under a unique name: that of the file and a digest.
+    """Register a user's architecture with open_clip: its unique name there, its name for people, its preprocessing.
 
-    Parameters
-    ----------
-    file : JSON as in open_clip's ``model_configs`` (``embed_dim``, ``vision_cfg``, ``text_cfg``), or as in a model
-        folder (``model_cfg``, ``preprocess_cfg``)
-
-    Returns
-    -------
-    (name for open_clip, name for people, preprocessing of the file)
-
-    Raises
-    ------
-    EncoderError
-        There is no such file, or it has no architecture.
+    The file is JSON as in open_clip's ``model_configs`` (``embed_dim``, ``vision_cfg``, ``text_cfg``), or as in a model
+    folder (``model_cfg``, ``preprocess_cfg``). EncoderError if there is no such file, or it has no architecture.
     """
+    expected = "expected an architecture as in open_clip's model_configs"
     try:
         check_regular(file)
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(
-            f"model {file}: cannot be read as JSON ({error}); expected an architecture as in open_clip's model_configs"
-        ) from error
+        found = json_value(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"model {file}: cannot be read as JSON ({error}); {expected}") from error
     config = found.get("model_cfg", found) if isinstance(found, dict) else {}
-    missing = [name for name in _CONFIG if name not in config]
-    if missing:
-        raise EncoderError(
-            f"model {file}: no {', '.join(missing)}; expected an architecture as in open_clip's model_configs"
-        )
+    if missing := ", ".join(name for name in _CONFIG if name not in config):
+        raise EncoderError(f"model {file}: no {missing}; {expected}")
     _check_fields(str(file), config)
     content = json.dumps(config, sort_keys=True)
     name = f"{file.stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
@@ -140,13 +120,8 @@ def register_architecture(file: Path) -> tuple[str, str, Json]:
 
 
 _SIZE = Annotated[int, Range(1, 1 << 24)]
-_TOWER: dict[str, object] = {
-    "width": _SIZE,
-    "layers": _SIZE | list[_SIZE],
-    "heads": _SIZE,
-    "image_size": _SIZE | list[_SIZE],
-}
-_TOWER |= {"patch_size": _SIZE | None, "head_width": _SIZE, "context_length": _SIZE, "vocab_size": _SIZE}
+_TOWER: dict[str, object] = dict.fromkeys(("width", "heads", "head_width", "context_length", "vocab_size"), _SIZE)
+_TOWER |= {"layers": _SIZE | list[_SIZE], "image_size": _SIZE | list[_SIZE], "patch_size": _SIZE | None}
 _CONFIG: dict[str, object] = {"embed_dim": _SIZE, "vision_cfg": dict[str, Any], "text_cfg": dict[str, Any]}
 """Types of some fields of a configuration; open_clip has more fields."""
 
@@ -324,8 +299,8 @@ def _weights(folder: Path) -> list[Path]:
 
 def _check_tokenizer(folder: Path) -> None:
     try:
-        named = json.loads((folder / FOLDER_PROVENANCE).read_bytes())[FOLDER_FILES].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        named = json_value((folder / FOLDER_PROVENANCE).read_bytes())[FOLDER_FILES].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # written by another program or an earlier version
     for name, known in named:
         file = folder / Path(str(name)).name
@@ -335,12 +310,10 @@ def _check_tokenizer(folder: Path) -> None:
 
 def _create(model: str, pretrained: str | None, prepares: Json | None = None) -> torch.nn.Module:
     _check_files(model, pretrained)
-    more = {"force_preprocess_cfg": prepares} if prepares else {}
+    more = {"precision": "fp32", "device": "cpu"} | ({"force_preprocess_cfg": prepares} if prepares else {})
     logging.disable(logging.ERROR)  # open_clip warns about random weights, which are intended
     try:
-        network: torch.nn.Module = open_clip.create_model(
-            model, pretrained=pretrained, precision="fp32", device="cpu", **more
-        )
+        network: torch.nn.Module = open_clip.create_model(model, pretrained=pretrained, **more)
     finally:
         logging.disable(logging.NOTSET)
     return network
