@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from benchmarks.common import at_least, at_most, interleaved, ratio, report
 from featcache.store import ImageStore, StoreWriter, open_image_store
 from featcache.store.columns import SAMPLES, samples_bytes
-from featcache.store.layout import image_arrays, labels_array
+from featcache.store.layout import image_arrays, label_arrays
 from heads.estimators.kept_moments import store_moments
 from heads.solvers.parallel import map_pieces
 
@@ -45,20 +45,20 @@ def drawn_store(folder: Path, rows: int, dim: int, classes: int) -> ImageStore:
         pool.append((block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16))
     key = "bench/moments"
     ids = [str(row) for row in range(rows)]
+    labels = rng.integers(0, classes, rows)
     writer = StoreWriter(
         folder / "images" / key,
         ImageStore.kind,
         key,
         {"encoder": {}, "dataset": {}},
         image_arrays(rows, dim, CHUNK_ROWS),
-        {"labels": labels_array(rows, CHUNK_ROWS)},
+        label_arrays(labels, CHUNK_ROWS),
         {SAMPLES: samples_bytes(ids, np.ones(rows, np.int64))},
     )
     for chunk in range(writer.rows_spec.n_chunks):
         n = len(writer.rows_spec.rows_of(chunk))
         values = {name: np.ones((n, *spec.shape[1:]), spec.dtype) for name, spec in writer.specs.items()}
         writer.write_chunk(chunk, values | {"features": pool[chunk % 16][:n]})
-    labels = rng.integers(0, classes, rows)
     info = {
         "name": "bench",
         "dim": dim,

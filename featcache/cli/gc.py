@@ -14,10 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache gc``."""
     parser.add_argument("store", nargs="*", metavar="STORE", help=f"also delete these finished stores: {STORE_HELP}")
     parser.add_argument(
-        "--older-than",
-        default="7d",
-        metavar="AGE",
-        help="keep files newer than this: 30s, 10m, 12h, 7d (default: 7d)",
+        "--older-than", default="7d", metavar="AGE", help="keep files newer than this: 30s, 10m, 12h, 7d (default: 7d)"
     )
     parser.add_argument("--delete", action="store_true", help="delete what is listed; without it, nothing is deleted")
     root_argument(parser)

@@ -1,9 +1,8 @@
 """A torch module with a transform as an image encoder.
 
-Its identity is its content: a digest of weights and buffers, the module's ``repr``, a digest of the source of its own
-classes, and the ``repr`` of the transform, with functions described by module, name and source. So the same model finds
-its stores again in another program, and no other model does. If only a memory address would tell two transforms apart
-(lambdas, functions of a script, objects without a ``repr``), `digest` must identify them.
+It is identified by a digest of weights and buffers, the module's ``repr``, a digest of the source of its own classes,
+and the ``repr`` of the transform, with functions described by module, name and source. If only a memory address would
+tell two transforms apart (lambdas, functions of a script, objects without a ``repr``), `digest` must identify them.
 """
 
 import contextlib

@@ -5,9 +5,8 @@ by points: with the same weights and prompts, CLIP ViT-B/16 reaches 49.92 % on I
 OpenAI's preparation, and 52.00 % and 76.35 % on Lipsum-FT's arrays.
 
 `central-crop`
-    the central square with 7/8 of the shorter side, ``int(224 / (224 + 32) * min(h, w))`` pixels, at offsets
-    ``((h - side) + 1) // 2`` and ``((w - side) + 1) // 2``, resized to the model's size with the model's filter, as in
-    Lipsum-FT's evaluation (arXiv 2404.00860). 8-bit images stay in 8 bits.
+    the `central_square`, resized to the model's size with the model's filter, as in Lipsum-FT's evaluation (arXiv
+    2404.00860); 8-bit images stay in 8 bits
 `fast`
     the model's own resizing and cropping with faster libraries. libjpeg-turbo decodes JPEG files directly, with
     Pillow's pixels (large ones at a fraction of their size, as long as both sides stay at least three times the

@@ -1,11 +1,9 @@
 """Checks of published weights before open_clip is imported: are they available, and do they fit the architecture?
 
-open_clip's table of weights is parsed as source, since importing open_clip takes seconds, too long for an error about a
-missing network.
-
-OpenAI's weights were trained with QuickGELU. In a GELU architecture they lose four ImageNet points without an error
-(0.6442 instead of 0.6834 for ViT-B/16), and open_clip only warns. Here it is an error, whether the weights are named by
-tag, are one of OpenAI's files (recognised by digest), or another archive in OpenAI's layout.
+open_clip's table of weights is parsed as source, since importing open_clip takes seconds. OpenAI's weights were trained
+with QuickGELU. In a GELU architecture they lose four ImageNet points (0.6442 instead of 0.6834 for ViT-B/16), and
+open_clip only warns. Here it is an error, whether the weights are named by tag, are one of OpenAI's files (recognised
+by digest), or another archive in OpenAI's layout.
 """
 
 import ast
@@ -116,12 +114,7 @@ def _computes_quick_gelu(model: str) -> bool:
 
 
 def check_activation(
-    model: str,
-    pretrained: str,
-    quick_gelu: bool,
-    wanted: bool | None,
-    flag: str = "--model",
-    remedy: str | None = None,
+    model: str, pretrained: str, quick_gelu: bool, wanted: bool | None, flag: str = "--model", remedy: str | None = None
 ) -> None:
     """ActivationMismatchError, which says what to use, if weights were trained with another activation.
 

@@ -1,10 +1,9 @@
 """Overlapping copies and computation of several batches.
 
-The steps are the same on every device. Images are stacked in page-locked memory, copied to the device on one stream,
-encoded on a second and copied back on a third. Events order the steps of a batch; the device is never synchronised as a
-whole. Results are fetched a few batches late, when the next batches are already under way. A CPU has one lane, without
-copies, and its results are fetched at once. The buffers of a batch are reused after its results were fetched, so their
-number does not grow with the data.
+Images are stacked in page-locked memory, copied to the device on one stream, encoded on a second and copied back on a
+third. Events order the steps of a batch; the device is never synchronised as a whole. Results are fetched a few batches
+late, when the next batches are already under way, and then the buffers of a batch are reused. A CPU has one lane,
+without copies, and its results are fetched at once.
 """
 
 from collections import deque

@@ -4,20 +4,8 @@ All random numbers of a view come from a counter-based generator (Philox) keyed 
 the number of a stored view) and sample id. The view depends on nothing else: not on the number of workers, the order of
 the samples, the process, or earlier views. The raw 64-bit stream is used, which NumPy guarantees.
 
-The random-resized crops of `AUGMENTATIONS`:
-
-=========  ============================================================================================================
-`lipsum`   TensorFlow's (Lipsum-FT, arXiv 2404.00860): aspect uniform in 3/4-4/3, height uniform among those with
-           0.08-1.0 of the area, at least a tenth of the image; 10 attempts, else the central 7/8; flips; values beyond
-           0-255 are kept
-`wise_ft`  torchvision's, 0.9-1.0 of the area, no flip (WiSE-FT, arXiv 2109.01903)
-`regft`    the same (RegFT, arXiv 2406.05432, trains as WiSE-FT does)
-`plain`    torchvision's default, 0.08-1.0 of the area, and flips: the most common one for fine-tuning
-=========  ============================================================================================================
-
-torchvision draws area uniformly and aspect log-uniformly in 3/4-4/3, at most 10 times, and else takes the largest
-central crop of an allowed aspect. All resize with Pillow's antialiased bicubic filter. `none`, in `make_view`, is the
-encoder's own preparation, without augmentation.
+All augmentations are random-resized crops, drawn as torchvision or TensorFlow does, and resized with Pillow's
+antialiased bicubic filter. `none`, in `make_view`, is the encoder's own preparation, without augmentation.
 """
 
 import math
@@ -34,7 +22,7 @@ from featcache.datasets.decode import to_rgb
 from featcache.encoders import Encoder
 from featcache.encoders.base import Batch
 from featcache.encoders.preparation import Box, central_square, cut
-from featcache.errors import DatasetError, EncoderError, FeatcacheError
+from featcache.errors import DatasetError, EncoderError
 from featcache.store.key import Json
 from featcache.store.reading.parts import Part
 
@@ -201,10 +189,10 @@ def _between(low: float, high: float, uniform: float) -> float:
 SAMPLERS = {"torchvision": _torchvision, "tensorflow": _tensorflow}
 
 AUGMENTATIONS: Mapping[str, Augmentation] = {
-    "lipsum": Augmentation("tensorflow", covered=0.1, clip=False),
-    "wise_ft": Augmentation(area=(0.9, 1.0), flip=0.0),
-    "regft": Augmentation(area=(0.9, 1.0), flip=0.0),
-    "plain": Augmentation(),
+    "lipsum": Augmentation("tensorflow", covered=0.1, clip=False),  # Lipsum-FT, arXiv 2404.00860
+    "wise_ft": Augmentation(area=(0.9, 1.0), flip=0.0),  # WiSE-FT, arXiv 2109.01903
+    "regft": Augmentation(area=(0.9, 1.0), flip=0.0),  # RegFT, arXiv 2406.05432, trains as WiSE-FT does
+    "plain": Augmentation(),  # torchvision's default, the most common one for fine-tuning
 }
 """Augmentations by their names in recipes and on the command line."""
 
@@ -240,21 +228,6 @@ def make_view(name: str, encoder: Encoder, seed: int) -> View:
     return View(identity, lambda picture, epoch, sample_id: spec(picture, size, seed, epoch, sample_id))
 
 
-def check_views(views: int, augmentation: str, encoder: Encoder) -> None:
-    """FeatcacheError if these views cannot be made for this encoder."""
-    if views and augmentation not in AUGMENTATIONS:
-        raise FeatcacheError(f"--augmentation {augmentation}: expected one of {', '.join(AUGMENTATIONS)}")
-    if views:
-        make_view(augmentation, encoder, seed=0)
-
-
 def view_of(part: Part, encoder: Encoder) -> View:
     """The `View` that makes the images of a part."""
     return make_view(part.augmentation or "none", encoder, part.seed)
-
-
-def view_identity(part: Part, encoder: Encoder) -> Json:
-    """What an augmented view adds to the identity of the data set."""
-    if part.augmentation is None:
-        return {}
-    return {"view": view_of(part, encoder).identity | {"number": part.view}}

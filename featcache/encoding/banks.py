@@ -7,7 +7,7 @@ G alone; see `ft.regularizers.lipsum`.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,21 +26,19 @@ from featcache.store.reading.parts import Part
 
 
 class SecondMoment(NamedTuple):
-    """Second-moment matrix of a text bank, with its number of texts and error."""
+    """Matrix (D, D) float64, ``T^T T / K``, of the K texts of a bank; see `second_moment` for the error."""
 
     matrix: torch.Tensor
-    """(D, D) float64, ``T^T T / K``."""
     size: int
-    """K, the number of texts."""
     error: float
-    """Standard error in relative Frobenius norm, as an estimate of the matrix over all random texts."""
 
 
 def second_moment(texts: torch.Tensor) -> SecondMoment:
     """``T^T T / K`` of K >= 1 text features (K, D), in float64.
 
-    The error is ``sqrt((mean_k |t_k|^4 - |G|_F^2) / (K - 1)) / |G|_F``: the summed variance of the entries of the mean
-    of K independent ``t t^T``, relative to its norm; infinite for a single text.
+    The standard error, as an estimate of the matrix over all random texts, in relative Frobenius norm is
+    ``sqrt((mean_k |t_k|^4 - |G|_F^2) / (K - 1)) / |G|_F``: from the summed variance of the entries of the mean of K
+    independent ``t t^T``; infinite for a single text.
 
     >>> moment = second_moment(torch.eye(2))
     >>> moment.matrix.tolist(), moment.size, moment.error
@@ -104,7 +102,6 @@ def random_texts(
 
 LENGTH = 8
 TEXT_BATCH = 256
-BankResult: TypeAlias = JobResult[BankStore]
 
 
 def embed_random_texts(
@@ -116,7 +113,7 @@ def embed_random_texts(
     name: str | None = None,
     root: str | StorePath | None = None,
     progress: Progress | None = None,
-) -> BankResult:
+) -> JobResult[BankStore]:
     """Embed `m` random texts of `length` ids (8 in Lipsum-FT), or find them in the cache.
 
     `name` is that of the bank in listings, by default ``random-M``. PromptError if there are no texts, or they are

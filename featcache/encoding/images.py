@@ -24,7 +24,7 @@ from featcache.encoders.base import whole_encoder
 from featcache.encoders.modules import ModuleEncoder
 from featcache.encoders.preparation import decoded_for
 from featcache.encoders.taps import PRE_PROJECTION, find_tap
-from featcache.encoding.augment import check_views, view_identity
+from featcache.encoding.augment import AUGMENTATIONS, view_of
 from featcache.encoding.changes import changed_rows, known_identity, same_labels, spot_rows
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
@@ -36,6 +36,7 @@ from featcache.errors import (
     ContentChangedError,
     DatasetError,
     EncoderError,
+    FeatcacheError,
     FeatcacheWarning,
     ImageReadError,
     LabelsChangedError,
@@ -222,9 +223,11 @@ class ImageJob(StoreJob[ImageStore]):
         self.batch_size = BatchSize(options.batch_size, encoder.device, 0 if options.compiled else self.n_rows)
         self._writers: dict[Part, StoreWriter] = {}
         self.donors = Donors(self.path, self.decoding if options.reuse else None)
-        check_views(options.views, options.augmentation, encoder)
-        for part in options.parts:
+        if options.views and options.augmentation not in AUGMENTATIONS:
+            raise FeatcacheError(f"--augmentation {options.augmentation}: expected one of {', '.join(AUGMENTATIONS)}")
+        for part in options.parts:  # what the encoder cannot do is an error before the first image
             find_tap(encoder, part.tap)
+            view_of(part, encoder)
 
     # What the store holds
 
@@ -245,10 +248,10 @@ class ImageJob(StoreJob[ImageStore]):
 
     def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
         """See `StoreJob.part_writer`."""
-        identity = {
-            "encoder": stored_identity(self.encoder, part.tap),
-            "dataset": self.identity["dataset"] | view_identity(part, self.encoder),
-        }
+        identity = {"encoder": stored_identity(self.encoder, part.tap), "dataset": self.identity["dataset"]}
+        if part.augmentation is not None:
+            view = view_of(part, self.encoder).identity | {"number": part.view}
+            identity["dataset"] = identity["dataset"] | {"view": view}
         tap = find_tap(self.encoder, part.tap)
         specs = image_arrays(self.n_rows, tap.dim, store.rows_spec.chunk_rows, tap.tokens)
         matrix = self.encoder.visual_projection if part.tap == PRE_PROJECTION else None

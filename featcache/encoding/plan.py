@@ -52,11 +52,7 @@ class EncodePlan:
 
 
 def plan_encoding(
-    dataset: Dataset,
-    encoder: Encoder,
-    *,
-    root: str | Path | None = None,
-    options: EncodeOptions | None = None,
+    dataset: Dataset, encoder: Encoder, *, root: str | Path | None = None, options: EncodeOptions | None = None
 ) -> EncodePlan:
     """Plan a run of `featcache.encode_dataset`: rows, bytes, and the time, estimated by encoding two batches."""
     options = options or EncodeOptions()

@@ -1,14 +1,12 @@
 """Copying rows from other finished stores of the same encoder instead of encoding them.
 
 Every image is hashed as it is read. If another store below the same ``<root>/images/<encoder_key>/``, a donor, has that
-hash, decoding and the forward pass are skipped and the row is copied bit for bit: a data set that grew, was reordered
-or shares images with another encodes only what is new. Donors must decode in the same way (`Dataset.decoding`), and
-their chunks are used only after their checksums are verified.
-
-The content arrays of all donors are joined into one index, sorted by the first half of the hash: 32 bytes per row.
+hash, the row is copied bit for bit, without decoding or a forward pass. Donors must decode in the same way
+(`Dataset.decoding`), and the checksums of their chunks are verified first. The content arrays of all donors are joined
+into one index, sorted by the first half of the hash: 32 bytes per row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +18,7 @@ import numpy.typing as npt
 from featcache.errors import FeatcacheError, StoreCorruptError
 from featcache.store import ImageStore, open_image_store
 from featcache.store.layout import MANIFEST, Array
-from featcache.store.places import StorePath, files
+from featcache.store.places import StorePath, by_folder, files
 from featcache.store.reading.images import open_part
 from featcache.store.reading.parts import Part
 
@@ -36,13 +34,7 @@ class Place:
 
 
 class Donors:
-    """The finished stores beside one of the same encoder.
-
-    Parameters
-    ----------
-    path : folder of the store to encode
-    decoding : `Dataset.decoding` of its data set; without it, there are no donors
-    """
+    """The finished stores of the same encoder beside the one at `path`; none if its `decoding` is unknown."""
 
     def __init__(self, path: StorePath, decoding: str | None) -> None:
         self._path, self._decoding = path, decoding
@@ -53,18 +45,13 @@ class Donors:
     @cached_property
     def stores(self) -> list[ImageStore]:
         """The donors, in the order of their keys."""
-        return [] if self._decoding is None else list(self._open())
-
-    def _open(self) -> Iterator[ImageStore]:
+        found: list[ImageStore] = []
         parent = self._path.parent
-        names = sorted(name for name in files(parent) if name.endswith(f"/{MANIFEST}") and name.count("/") == 1)
-        for name in names:
-            folder = name.partition("/")[0]
-            if folder != self._path.name:
+        for folder, held in sorted(by_folder(files(parent), 1).items()) if self._decoding is not None else ():
+            if MANIFEST in held and folder != self._path.name:
                 with suppress(FeatcacheError):  # skip damaged stores and other versions
-                    store = open_image_store(parent / folder)
-                    if store.info.get("decoding") == self._decoding:
-                        yield store
+                    found.append(open_image_store(parent / folder))
+        return [store for store in found if store.info.get("decoding") == self._decoding]
 
     @cached_property
     def _index(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.int64]]:

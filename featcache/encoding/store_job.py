@@ -2,12 +2,8 @@
 
 Any number of processes may run the same job at once: ranks of torchrun, jobs of a Slurm array, or unrelated runs. They
 share nothing but the store. Each takes unclaimed chunks, its own share first, and the process that finds every chunk
-marked finishes the store.
-
-A new kind of store subclasses `StoreJob` and defines `open`, `layout`, `make`, `contents` and, for stores with parts,
-`part_writer`. A store that gains rows over time, such as the frozen prior of fine-tuning, first keeps new rows in a
-journal; it then calls ``writer().drop(chunk)`` for the chunks that gain rows, and `run`, where `make` reads the
-journal.
+marked finishes the store. A store that gains rows over time, such as the frozen prior of fine-tuning, calls
+``writer().drop(chunk)`` for the chunks that gain rows, and then `run`.
 """
 
 import time
@@ -290,7 +286,9 @@ class StoreJob(ABC, Generic[S]):
         return rows
 
     def _write(self, outputs: "Outputs", made: MadeChunk) -> None:
-        outputs.write(made)
+        for part, values in made.values.items():
+            writer = outputs.store if part == Part() else outputs.parts[part]
+            writer.write_chunk(made.work.chunk, values, made.bad)
         self._claims.release(made.work.chunk)
 
     def _taken(self, outputs: "Outputs", chunks: Sequence[int]) -> Iterator[Work]:
@@ -305,7 +303,8 @@ class StoreJob(ABC, Generic[S]):
 
     def _finish(self, outputs: "Outputs") -> bool:
         """Check every chunk and write the manifests; False if a chunk has to be made again."""
-        if outputs.drop_damaged():
+        damaged = [writer.drop_damaged() for _, writer in reversed(outputs.without_manifest())]
+        if any(damaged) or outputs.pending():
             return False
         self.check_bad(outputs.bad())
         try:
@@ -361,11 +360,6 @@ class Outputs:
         bad = {item.row: item.error for item in base.bad}
         return Work(chunk, rows, tuple(lacking), content, bad, self.store.rows_spec.chunk_rows)
 
-    def write(self, made: MadeChunk) -> None:
-        """Write the arrays of a chunk."""
-        for part, values in made.values.items():
-            (self.parts[part] if part != Part() else self.store).write_chunk(made.work.chunk, values, made.bad)
-
     def bad(self) -> list[BadRow]:
         """The bad rows of the store's finished chunks."""
         return [row for marker in self.store.markers() for row in marker.bad]
@@ -375,21 +369,17 @@ class Outputs:
         outputs = [*self.parts.items(), (Part(), self.store)]
         return [(part, writer) for part, writer in outputs if stat(writer.store / MANIFEST) is None]
 
-    def drop_damaged(self) -> bool:
-        """Check the chunks of the unfinished outputs; True if one has to be made again."""
-        damaged = [writer.drop_damaged() for _, writer in reversed(self.without_manifest())]
-        return any(damaged) or bool(self.pending())
-
     def unfinished(self) -> list[Part]:
         """The parts of a finished store that readers would refuse, or that lack a sidecar."""
-        return [part for part in self.parts if not self._is_finished(part)]
-
-    def _is_finished(self, part: Part) -> bool:
-        try:
-            manifest = part_manifest(read_manifest(self.store.store), self.store.store, part)
-        except FeatcacheError:
-            return False
-        return self.parts[part].files.keys() <= manifest.files.keys()  # earlier versions wrote no sidecars
+        lacking = []
+        for part, writer in self.parts.items():
+            try:
+                manifest = part_manifest(read_manifest(self.store.store), self.store.store, part)
+                whole = writer.files.keys() <= manifest.files.keys()  # earlier versions wrote no sidecars
+            except FeatcacheError:
+                whole = False
+            lacking += [] if whole else [part]
+        return lacking
 
 
 def _same_images(marker: Marker | None, base: Marker | None) -> bool:

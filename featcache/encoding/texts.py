@@ -1,14 +1,8 @@
 """Encoding prompts into a text store.
 
-For class c and prompt t let e[c, t] be the text feature, L2-normalised prompt by prompt. Then
-
-``raw`` (C, T, D)  = e
-``cls`` (C, D)     = mean of e over t, each row L2-normalised: the zero-shot weights without the logit scale
-``ctx`` (T, D)     = mean of e over c, each row L2-normalised: one context vector per template
-
-as in Lipsum-FT (arXiv 2404.00860), transposed so that rows are classes. The logit scale is recorded, not folded in.
-With a prompt file, which gives each class its own sentences, T is the length of the longest list, shorter ones are
-padded with NaN, and there is no ``ctx``.
+The arrays of `TextStore` are those of Lipsum-FT (arXiv 2404.00860), transposed so that rows are classes. The logit
+scale is recorded, not folded in. With a prompt file, which gives each class its own sentences, T is the length of the
+longest list, shorter ones are padded with NaN, and there is no ``ctx``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

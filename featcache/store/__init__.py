@@ -5,7 +5,6 @@ files of a store, and with `writer` for how a store is written and how a killed 
 """
 
 from featcache.store.catalogue import (
-    Entry,
     find_path,
     find_store,
     list_stores,
@@ -19,18 +18,16 @@ from featcache.store.key import content_key, resolve_root
 from featcache.store.manifest import BadRow, Manifest, Marker, read_manifest
 from featcache.store.reading.images import ImageStore
 from featcache.store.reading.texts import BankStore, PriorStore, TextStore
-from featcache.store.upkeep.maintenance import Report, check_deep, repair, verify
+from featcache.store.upkeep.maintenance import check_deep, repair, verify
 from featcache.store.writer import StoreWriter
 
 __all__ = [
     "BadRow",
     "BankStore",
-    "Entry",
     "ImageStore",
     "Manifest",
     "Marker",
     "PriorStore",
-    "Report",
     "StoreWriter",
     "TextStore",
     "check_deep",

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -48,8 +49,8 @@ def open_store(path: str | StorePath, reader: str = "mapped", verify: str = "rea
     ----------
     path : the store's folder, or a str that `find_store` finds below the default root, such as ``"digits/test"``
     reader : "mapped" reads chunk files directly, "zarr" uses zarr-python; the rows are equal
-    verify
-        "read" compares each chunk with its checksum when it is first read, once per process; "never" trusts the disk.
+    verify : "read" compares each chunk with its checksum when it is first read, once per process; "never" trusts the
+        disk
 
     Raises
     ------
@@ -86,24 +87,11 @@ def _open_as(expected: type[S], path: str | StorePath, reader: str = "mapped", v
     return store
 
 
-def open_image_store(path: str | StorePath, reader: str = "mapped", verify: str = "read") -> ImageStore:
-    """`open_store` for a store of images; MismatchError if it holds something else."""
-    return _open_as(ImageStore, path, reader, verify)
-
-
-def open_text_store(path: str | StorePath, reader: str = "mapped", verify: str = "read") -> TextStore:
-    """`open_store` for a store of texts; MismatchError if it holds something else."""
-    return _open_as(TextStore, path, reader, verify)
-
-
-def open_bank_store(path: str | StorePath) -> BankStore:
-    """`open_store` for a bank of random texts; MismatchError if it holds something else."""
-    return _open_as(BankStore, path)
-
-
-def open_prior_store(path: str | StorePath) -> PriorStore:
-    """`open_store` for a frozen prior; MismatchError if it holds something else."""
-    return _open_as(PriorStore, path)
+# `open_store` for one kind of store; MismatchError if it holds something else.
+open_image_store = partial(_open_as, ImageStore)
+open_text_store = partial(_open_as, TextStore)
+open_bank_store = partial(_open_as, BankStore)
+open_prior_store = partial(_open_as, PriorStore)
 
 
 @dataclass(frozen=True)

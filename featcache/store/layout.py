@@ -30,6 +30,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from featcache.parameters import json_value
 from featcache.store.key import Json
 from featcache.store.places import StorePath
 
@@ -52,21 +53,17 @@ TOKEN_FILES = 16_384
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store.
-
-    Parameters
-    ----------
-    dtype : little-endian numpy dtype, such as ``<f2``
-    shape : full shape; the first axis counts rows
-    chunk_rows : rows per chunk; the other axes are not split
-    fill : what zarr returns for a missing chunk file: NaN or -1, so that gaps are visible
-    """
+    """One array of a store."""
 
     name: str
     dtype: str
+    """Little-endian numpy dtype, such as ``<f2``."""
     shape: tuple[int, ...]
+    """Full shape; the first axis counts rows."""
     chunk_rows: int
+    """Rows per chunk; the other axes are not split."""
     fill: float | int
+    """What zarr returns for a missing chunk file: NaN or -1, so that gaps are visible."""
 
     @property
     def n_chunks(self) -> int:
@@ -170,17 +167,12 @@ def token_rows(n_rows: int, width: int, chunk_rows: int) -> int:
     return next(rows for rows in range(min(most, chunk_rows), 0, -1) if chunk_rows % rows == 0)
 
 
-def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:
-    """The labels of an image store, -1 for unreadable images."""
-    return ArraySpec("labels", "<i8", (n_rows,), chunk_rows, -1)
-
-
 def label_arrays(truth: Array, chunk_rows: int) -> dict[str, ArraySpec]:
-    """The whole arrays of an image store: its labels, and its targets if `truth` is (N, L) instead of (N,).
+    """The whole arrays of an image store: labels, -1 for unreadable images, and targets if `truth` is (N, L), not (N,).
 
     Targets are 1 if the class applies, 0 if not, -1 if unknown.
     """
-    arrays = {"labels": labels_array(len(truth), chunk_rows)}
+    arrays = {"labels": ArraySpec("labels", "<i8", (len(truth),), chunk_rows, -1)}
     if truth.ndim == 2:
         arrays["targets"] = ArraySpec("targets", "|i1", truth.shape, chunk_rows, -1)
     return arrays
@@ -260,8 +252,8 @@ def same_metadata(content: bytes, expected: bytes) -> bool:
     False
     """
     try:
-        found, wanted = json.loads(content), json.loads(expected)
-    except (ValueError, RecursionError):
+        found, wanted = json_value(content), json_value(expected)
+    except ValueError:
         return False
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return False

@@ -5,12 +5,11 @@ a chunk is complete; a chunk without one is not done, even if its files exist. T
 that the store is complete; readers refuse a store without one. Only this module writes and parses these records.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 from featcache.errors import (
     FeatcacheError,
@@ -19,7 +18,7 @@ from featcache.errors import (
     StoreNotFoundError,
     StoreSchemaError,
 )
-from featcache.parameters import json_value
+from featcache.parameters import Count, Range, check_record, json_value
 from featcache.store.key import Json, canonical_json, checksum, pretty_json, store_key
 from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec
 from featcache.store.places import StorePath, files, read_or_none
@@ -56,10 +55,9 @@ def read_header(store: StorePath) -> Header | None:
     A header of another schema is not damaged: it is returned and must not be overwritten (see `check_schema`).
     """
     try:
-        found = dict(json_value(read_or_none(store / HEADER) or b"")["attributes"]["featcache"])
-        fields: list[Any] = [found.get(name) for name in ("kind", "key", "identity", "rows", "chunk_rows", "verb")]
-        header = Header(found["schema"], *fields)
-    except (ValueError, KeyError, TypeError):
+        found = json_value(read_or_none(store / HEADER) or b"")["attributes"]["featcache"]
+        header = Header(found["schema"], *(found.get(field.name) for field in fields(Header)[1:]))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     texts, numbers = (header.kind, header.key, header.verb), (header.rows, header.chunk_rows)
     if all(isinstance(text, str) for text in texts) and all(type(n) is int and n > 0 for n in numbers):
@@ -313,18 +311,6 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("bad rows out of range")
 
 
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _number_or_none(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and type(value) is not bool and math.isfinite(value))
-
-
 class ImageInfo(TypedDict):
     """`Manifest.info` of an image store; the fields of `COMMON` are in that of every kind of store."""
 
@@ -342,23 +328,16 @@ class ImageInfo(TypedDict):
     bad: list[list[int | str]]
 
 
-COMMON: dict[str, Callable[[object], bool]] = {
-    "name": _text,
-    "classnames": _texts,
-    "encoder_name": _text,
-    "dim": lambda value: type(value) is int and value > 0,
-    "text_digests": _texts,
-    "logit_scale": _number_or_none,
-    "logit_bias": _number_or_none,
+COMMON: dict[str, object] = {"name": str, "classnames": list[str], "encoder_name": str, "dim": Count}
+COMMON |= {"text_digests": list[str], "logit_scale": float | None, "logit_bias": float | None}
+INFO: dict[str, dict[str, object]] = {
+    "images": COMMON | {"split": str, "labels_digest": str, "bad": list},
+    "parts": {"name": str, "split": str, "encoder_name": str, "dim": Count},
+    "texts": COMMON | {"templates": list[str] | None},
+    "banks": COMMON | {"error": float | None},
+    "priors": COMMON | {"recorded": Annotated[int, Range(0)]},
 }
-INFO: dict[str, dict[str, Callable[[object], bool]]] = {
-    "images": COMMON | {"split": _text, "labels_digest": _text, "bad": lambda value: isinstance(value, list)},
-    "parts": {"name": _text, "split": _text, "encoder_name": _text, "dim": COMMON["dim"]},
-    "texts": COMMON | {"templates": lambda value: value is None or _texts(value)},
-    "banks": COMMON | {"error": _number_or_none},
-    "priors": COMMON | {"recorded": lambda value: type(value) is int and value >= 0},
-}
-"""Fields of `Manifest.info` that readers rely on, by kind of store, with their checks.
+"""Fields of `Manifest.info` that readers rely on, by kind of store, with their types.
 
 The info of a part overrides that of its store: a tap has no `text_digests`, and None as `logit_scale` and `logit_bias`.
 """
@@ -367,9 +346,7 @@ The info of a part overrides that of its store: a tap has no `text_digests`, and
 def _check_info(kind: str, info: Json, shapes: Shapes) -> None:
     if kind == "banks" and not {"features", "moment"} <= set(shapes):
         raise ValueError(f"a bank with the arrays {sorted(shapes)}, without features or moment")
-    for name, fits in INFO.get(kind, {}).items():
-        if name not in info or not fits(info[name]):
-            raise ValueError(f"info says {name!r}: {info.get(name, 'nothing')!r}")
+    check_record(info, INFO.get(kind, {}), "info", INFO.get(kind, {}))
     if kind == "texts" and shapes.get("cls") != (len(info["classnames"]), info["dim"]):
         raise ValueError(f"{len(info['classnames'])} class names, {info['dim']} wide, for arrays of {dict(shapes)}")
     if kind in ("images", "parts"):

@@ -1,25 +1,22 @@
 """Writing a store chunk by chunk, with any number of processes; a kill at any moment costs at most one chunk.
 
-How a store is written
-    Every file is written atomically: temporary file, write, fsync, rename (`featcache.store.places.local`; on s3 a put
-    is atomic by itself). A `StoreWriter` writes them in this order:
+Every file is written atomically: temporary file, write, fsync, rename (`featcache.store.places.local`; on s3 a put is
+atomic by itself). A `StoreWriter` writes them in this order:
 
-    1. `StoreWriter`: the group's zarr.json with the header, by the first writer, whose chunk size holds for all. Then
-       the zarr.json of each array, and the sidecars.
-    2. `write_chunk`: the chunk file of every array, then the marker with their checksums.
-    3. `drop_damaged`: every chunk is hashed again and compared with its marker, since concurrent writers may have mixed
-       their files. Chunks that differ are written again.
-    4. `finalise`: the labels, and last the manifest, unless another writer has written one.
+1. `StoreWriter`: the group's zarr.json with the header, by the first writer, whose chunk size holds for all. Then the
+   zarr.json of each array, and the sidecars.
+2. `write_chunk`: the chunk file of every array, then the marker with their checksums.
+3. `drop_damaged`: every chunk is hashed again and compared with its marker, since concurrent writers may have mixed
+   their files. Chunks that differ are written again.
+4. `finalise`: the labels, and last the manifest, unless another writer has written one.
 
-How a killed run resumes
-    The same command opens a `StoreWriter` on the same folder and encodes the `pending` chunks, those without a valid
-    marker. Finished chunks are kept. Claims of dead processes expire (`featcache.store.claims`). Their temporary files
-    are deleted when the store is finished, or by ``featcache gc``.
+To resume a killed run, the same command encodes the `pending` chunks, those without a valid marker. Claims of dead
+processes expire (`featcache.store.claims`); their temporary files are deleted when the store is finished, or by
+``featcache gc``.
 
-Why several writers are safe
-    If the encoder is deterministic, two writers of a chunk write the same bytes. If it is not, a writer writes its
-    marker and *then* looks for a manifest, and a finaliser writes the manifest and *then* reads the markers. At least
-    one of them sees the other's file, removes the manifest, and the store is finished again.
+Several writers are safe. If the encoder is deterministic, two writers of a chunk write the same bytes. If it is not, a
+writer writes its marker and *then* looks for a manifest, and a finaliser writes the manifest and *then* reads the
+markers. At least one of them sees the other's file, removes the manifest, and the store is finished again.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,11 +3,4 @@
 from featcache.encoders.openclip.encoder import OpenClipEncoder
 from featcache.encoders.openclip.loading import TINY, check_arguments, load, load_tiny, openai_file_digests
 
-__all__ = [
-    "TINY",
-    "OpenClipEncoder",
-    "check_arguments",
-    "load",
-    "load_tiny",
-    "openai_file_digests",
-]
+__all__ = ["TINY", "OpenClipEncoder", "check_arguments", "load", "load_tiny", "openai_file_digests"]

@@ -100,9 +100,9 @@ class OpenClipEncoder(TorchImages):
         self.rehash()
 
     def rehash(self) -> None:
-        """Compute the digests of the weights again, after training has changed them in place."""
+        """Compute the digests of the towers again, after training has changed them in place."""
         self._towers: tuple[str, Computing] | None = None
-        self._image_weights, self._text_digest = (tower_digest(self.model, image=image) for image in (True, False))
+        self._image_weights, self.text_digest = (tower_digest(self.model, image=image) for image in (True, False))
 
     @cached_property
     def dim(self) -> int:
@@ -125,11 +125,6 @@ class OpenClipEncoder(TorchImages):
         """(H, W) of prepared images."""
         size = self._preprocess.size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-    @property
-    def interpolation(self) -> str:
-        """Interpolation of resizing: ``bicubic``, ``bilinear`` or ``random``."""
-        return str(self._preprocess.interpolation)
 
     def use_preparation(self, name: str) -> None:
         """See `featcache.encoders.preparation.prepared_by`."""
@@ -176,7 +171,7 @@ class OpenClipEncoder(TorchImages):
             "architecture": self._config["text_cfg"],
             "embed_dim": self.dim,
             "activation": self._activation,
-            "weights": self._text_digest,
+            "weights": self.text_digest,
             "tokenizer": self._tokenizer_identity,
             "precision": computed_in(self.precision),
         }
@@ -194,11 +189,6 @@ class OpenClipEncoder(TorchImages):
             "vocabulary": checksum(listing.encode()),
             "context_length": int(self._tokenizer.context_length),
         }
-
-    @property
-    def text_digest(self) -> str:
-        """Digest of the text tower's tensors, logit scale and bias included."""
-        return self._text_digest
 
     @property
     def provenance(self) -> Json:
@@ -271,8 +261,7 @@ class OpenClipEncoder(TorchImages):
     def encode_tokens(self, ids: torch.Tensor) -> FloatArray:
         """Features (B, D) float32, not normalised, of B token sequences (B, L) on any device."""
         ids = ids[:, : needed_length(self.model, ids)].to(self.device)
-        found = self._computing(encode_text, ids)
-        features: FloatArray = found.float().cpu().numpy()
+        features: FloatArray = self._computing(encode_text, ids).float().cpu().numpy()
         return features
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:

@@ -6,8 +6,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,18 +44,12 @@ def load(
     """
     place = default_device(device)
     hub = offline_where_unreachable(f"model {model}") if needs_hub(model, pretrained) else nullcontext()
-    with _translated(model, pretrained), hub:
-        return _loaded(model, pretrained, place, precision)
-
-
-@contextmanager
-def _translated(model: str, pretrained: str | None) -> Iterator[None]:
-    """Turn any error of open_clip, torch and safetensors into an EncoderError."""
     try:
-        yield
+        with hub:
+            return _loaded(model, pretrained, place, precision)
     except (FeatcacheError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # of open_clip, torch and safetensors
         if "weights_only" in str(error):  # torch's message recommends loading them anyway
             raise EncoderError(
                 f"model {model} with weights {pretrained}: the file holds objects other than tensors, which are not "
@@ -128,8 +121,7 @@ _CONFIG: dict[str, object] = {"embed_dim": _SIZE, "vision_cfg": dict[str, Any], 
 
 def check_configuration(model: str, config: Json, folder: Path) -> None:
     """EncoderError if fields have wrong types, or describe far more weights than the folder has; allocates nothing."""
-    towers = _check_fields(model, config)
-    least = sum(_least_weights(tower) for tower in towers)
+    least = sum(map(_least_weights, _check_fields(model, config)))
     held = sum(file.stat().st_size for file in _weights(folder))
     if least > held + SLACK:
         raise EncoderError(
@@ -236,11 +228,16 @@ def _create_named(model: str, pretrained: str | None, quick_gelu: bool, prepares
             torch.manual_seed(0)
             return _create(model, None, prepares)
     _check_weights(model, pretrained)
-    pretrained = str(pretrained)
-    check_activation(model, pretrained, quick_gelu, _wanted_activation(model, pretrained))
-    if Path(pretrained).is_file() and is_torchscript(Path(pretrained)):
+    file = Path(str(pretrained))
+    if file.is_file():
+        wanted = True if is_openai_file(file, openai_file_digests()) else None  # unknown
+    else:
+        known = open_clip.pretrained.get_pretrained_cfg(model, pretrained)
+        wanted = bool(known.get("quick_gelu", False)) if known else None
+    check_activation(model, str(pretrained), quick_gelu, wanted)
+    if file.is_file() and is_torchscript(file):
         network = _create(model, None, prepares)
-        load_torchscript(network, Path(pretrained))
+        load_torchscript(network, file)
         return network
     return _create(model, pretrained, prepares)
 
@@ -254,14 +251,6 @@ def _check_weights(model: str, pretrained: str | None) -> None:
             f"--pretrained {pretrained}: {model} needs weights; give a checkpoint file, `random`, or one of the tags "
             f"{', '.join(tags) or '(none)'}"
         )
-
-
-def _wanted_activation(model: str, pretrained: str) -> bool | None:
-    """Whether the weights were trained with QuickGELU; None if unknown."""
-    if Path(pretrained).is_file():
-        return True if is_openai_file(Path(pretrained), openai_file_digests()) else None
-    config = open_clip.pretrained.get_pretrained_cfg(model, pretrained)
-    return bool(config.get("quick_gelu", False)) if config else None
 
 
 def openai_file_digests() -> dict[str, str]:

@@ -1,19 +1,19 @@
 """``s3://bucket/prefix``: stores in Amazon S3 and compatible object stores (MinIO, Ceph, R2, ...).
 
-Only this module imports obstore. Credentials, region and endpoint come from the environment:
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL`` (an
-``http://`` endpoint is allowed), or from a web identity or container role. The cloud's metadata service is asked for
-the machine's role only if ``AWS_EC2_METADATA_DISABLED=false`` or ``AWS_METADATA_ENDPOINT`` is set. S3 provides what
-the writer needs: putting an object is atomic, and ``If-None-Match: *`` creates an object only if there is none.
+Credentials, region and endpoint come from the environment, ``AWS_ACCESS_KEY_ID`` and the like, or from a web identity
+or container role. The cloud's metadata service is asked for the machine's role only if
+``AWS_EC2_METADATA_DISABLED=false`` or ``AWS_METADATA_ENDPOINT`` is set. S3 provides what the writer needs: putting an
+object is atomic, and ``If-None-Match: *`` creates an object only if there is none.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from featcache.errors import FeatcacheError, MissingExtraError
@@ -21,7 +21,6 @@ from featcache.store.places.local import Buffer, File
 
 SCHEME = "s3://"
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-T = TypeVar("T")
 
 
 @cache
@@ -59,10 +58,7 @@ def check_credentials(url: str) -> None:
 def client(bucket: str, prefix: str = "") -> Any:
     """An obstore client of a bucket, or of a prefix of it, configured by the environment.
 
-    Raises
-    ------
-    FeatcacheError
-        The bucket name or ``AWS_ENDPOINT_URL`` is invalid, or there are no credentials (see `check_credentials`).
+    FeatcacheError if the bucket's name or ``AWS_ENDPOINT_URL`` is invalid, or there are no credentials.
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if endpoint is not None:
@@ -104,13 +100,7 @@ class ObjectPath:
 
     @classmethod
     def parse(cls, url: str) -> "ObjectPath":
-        """From ``s3://bucket/prefix``.
-
-        Raises
-        ------
-        FeatcacheError
-            The bucket name is missing or invalid.
-        """
+        """From ``s3://bucket/prefix``; FeatcacheError if the bucket name is missing or invalid."""
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
         parts = [part for part in key.split("/") if part not in ("", ".")]
         if not BUCKET.fullmatch(bucket) or ".." in parts or not key.isprintable():
@@ -140,85 +130,69 @@ class ObjectPath:
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
 
-    def put(self, content: Buffer) -> None:
+    def put(self, content: Buffer, mode: Literal["create", "overwrite"] = "overwrite") -> None:
         """Write the object, replacing an existing one; OSError if the object store refuses."""
-        self._put(content, "overwrite")
+        try:
+            self._ask("put", bytes(content), mode=mode, use_multipart=False)
+        except FileNotFoundError as error:  # no such bucket
+            raise self._failure(error.__cause__) from error
 
     def create(self, content: Buffer) -> bool:
         """`put` unless the object exists; returns whether it was written."""
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._put(content, "create")
+            self.put(content, "create")
         except AlreadyExistsError:
             return False
         return True
 
-    def _put(self, content: Buffer, mode: Literal["create", "overwrite"]) -> None:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, BaseError
-
-        try:
-            obstore.put(client(self.bucket), self.key, bytes(content), mode=mode, use_multipart=False)
-        except AlreadyExistsError:
-            raise
-        except (BaseError, FileNotFoundError) as error:  # FileNotFoundError: no such bucket
-            raise self._failure(error) from error
-
     def read_bytes(self) -> bytes:
         """The content of the object; FileNotFoundError if there is none."""
-        import obstore
-
-        return bytes(self._asked(lambda: obstore.get(client(self.bucket), self.key).bytes()))
+        return bytes(self._ask("get").bytes())
 
     def read_ranges(self, starts: Sequence[int], length: int) -> list[Buffer]:
         """Several byte ranges of equal length; adjacent ranges share a request."""
-        import obstore
-
-        starts, lengths = list(starts), [length] * len(starts)
-        ranges = self._asked(lambda: obstore.get_ranges(client(self.bucket), self.key, starts=starts, lengths=lengths))
+        ranges = self._ask("get_ranges", starts=list(starts), lengths=[length] * len(starts))
         return [memoryview(part) for part in ranges]
 
     def remove(self) -> None:
         """Delete the object, if it exists."""
-        import obstore
-
-        try:
-            self._asked(lambda: obstore.delete(client(self.bucket), self.key))
-        except FileNotFoundError:
-            return
+        with suppress(FileNotFoundError):
+            self._ask("delete")
 
     def stat(self) -> File | None:
         """Size and modification time of the object; None if it does not exist."""
-        import obstore
-
-        try:
-            found = self._asked(lambda: obstore.head(client(self.bucket), self.key))
-        except FileNotFoundError:
-            return None
-        return File(int(found["size"]), found["last_modified"].timestamp())
+        with suppress(FileNotFoundError):
+            found = self._ask("head")
+            return File(int(found["size"]), found["last_modified"].timestamp())
+        return None
 
     def files(self) -> Iterator[tuple[str, File]]:
         """All objects below the prefix, by relative name."""
-        import obstore
-
-        pages = self._asked(lambda: list(obstore.list(client(self.bucket), prefix=self.key or None)))
-        for item in (item for page in pages for item in page):
+        for item in self._ask("list"):
             name = item["path"][len(self.key) :].lstrip("/")
             if name:
                 yield name, File(int(item["size"]), item["last_modified"].timestamp())
 
-    def _asked(self, request: Callable[[], T]) -> T:
-        from obstore.exceptions import BaseError
+    def _ask(self, what: str, *args: object, **settings: object) -> Any:
+        """Call a function of obstore for this key; a listing is read to its end."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError
 
         try:
-            return request()
+            if what == "list":
+                pages = obstore.list(client(self.bucket), prefix=self.key or None)
+                return [item for page in pages for item in page]
+            return getattr(obstore, what)(client(self.bucket), self.key, *args, **settings)
+        except AlreadyExistsError:
+            raise
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self}: no such object") from error
         except BaseError as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> OSError:
+    def _failure(self, error: BaseException | None) -> OSError:
         said = " ".join(str(error).partition("Debug source")[0].split())  # what follows is obstore's internal data
         return OSError(f"{said}; check the bucket {self.bucket}, AWS_ENDPOINT_URL, AWS_REGION and the credentials")
 

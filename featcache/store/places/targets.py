@@ -35,17 +35,9 @@ def is_stream(target: str | Path) -> bool:
 def checked_target(target: str | Path, stream: str = "") -> Path:
     """The path of a target, with links resolved; creates missing folders.
 
-    Called before the work starts, so that a wrong name does not cost hours.
-
-    Parameters
-    ----------
-    target : a path, or one of `STREAMS`
-    stream : what can be written to standard output, for error messages; empty if nothing can
-
-    Raises
-    ------
-    OutputError
-        The target is a folder, a device, a pipe or a socket, or its folder cannot be created.
+    Called before the work starts, so that a wrong name does not cost hours. `stream` is what can be written to standard
+    output (one of `STREAMS`); empty if nothing can. OutputError if the target is a folder, a device, a pipe or a
+    socket, or its folder cannot be created.
     """
     if is_stream(target):
         if not stream:
@@ -82,12 +74,7 @@ _KINDS = {
 
 @contextlib.contextmanager
 def writing(target: str | Path, needed: int | None = None) -> Iterator[None]:
-    """Turn system errors in the block, also those inside libraries, into an OutputError that names the target.
-
-    Parameters
-    ----------
-    needed : number of bytes to be written, if known
-    """
+    """Turn system errors in the block, also in libraries, into an OutputError with target and number of bytes."""
     try:
         yield
     except OutputError:
@@ -121,12 +108,8 @@ def _concerns(error: OSError, target: str | Path) -> bool:
 def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
     """A new file that replaces the target at the end of the block; after an error it is deleted.
 
-    For standard output (see `checked_target`), standard output itself.
-
-    Raises
-    ------
-    OutputError
-        As in `checked_target`, or the disk is full. An existing file stays unchanged.
+    For standard output (see `checked_target`), standard output itself. OutputError as in `checked_target`, or if the
+    disk is full; an existing file then stays unchanged.
     """
     path = checked_target(target, stream)
     if is_stream(target):
@@ -177,10 +160,8 @@ def check_folder(target: str | Path) -> None:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """A new folder that replaces the target at the end of the block; after an error it is deleted.
 
-    Raises
-    ------
-    OutputError
-        The target must not be replaced (see `check_folder`), or the disk is full. An existing folder stays unchanged.
+    OutputError if the target must not be replaced (see `check_folder`), or the disk is full; an existing folder then
+    stays unchanged.
     """
     path = Path(os.path.realpath(target))
     check_folder(target)

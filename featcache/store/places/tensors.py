@@ -20,8 +20,6 @@ UNSEALED = {CHECKSUM: "0" * 32}
 def in_order(content: bytes) -> bytes:
     """Content of a file with its metadata sorted by name.
 
-    Examples
-    --------
     >>> header = b'{"__metadata__":{"b":"2","a":"1"}}'
     >>> in_order(len(header).to_bytes(8, "little") + header)[8:]
     b'{"__metadata__":{"a":"1","b":"2"}}'
@@ -46,21 +44,17 @@ def seal(path: str | Path) -> None:
 
 def check_sound(path: str | Path) -> None:
     """ValueError if a file differs from the checksum it contains; accepts files without one."""
-    if not _is_sound(Path(path)):
-        raise ValueError("damaged, its content differs from its checksum")
-
-
-def _is_sound(path: Path) -> bool:
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(LENGTH), "little")
-        if not 0 < length < path.stat().st_size:
-            return True
+        if not 0 < length < Path(path).stat().st_size:
+            return
         header = file.read(length)
         try:
             named = json.loads(header)["__metadata__"][CHECKSUM]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return True
-        return isinstance(named, str) and _checksum(file.fileno(), named.encode()) == named
+            return
+        if not isinstance(named, str) or _checksum(file.fileno(), named.encode()) != named:
+            raise ValueError("damaged, its content differs from its checksum")
 
 
 def _checksum(descriptor: int, named: bytes = b"") -> str:

@@ -1,9 +1,9 @@
 """Image stores, their taps and views, and stacked views.
 
-`ImageFeatures` is their base class. An `ImageStore` is a whole store. A `PartStore` is a tap or a view, with features
-from its own folder and labels from the store's. A `ViewStack` concatenates the K views of one augmentation to K N rows,
-for heads trained on augmented images. Views of one image are not independent: `ViewStack.groups` is the image of each
-row, so that cross-validation can hold out whole images (``heads.Ridge().fit(views, groups=views.groups)``).
+An `ImageStore` is a whole store. A `PartStore` is a tap or a view, with features from its own folder and labels from
+the store's. A `ViewStack` concatenates the K views of one augmentation to K N rows, for heads trained on augmented
+images. Views of one image are not independent: `ViewStack.groups` is the image of each row, so that cross-validation
+can hold out whole images (``heads.Ridge().fit(views, groups=views.groups)``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,11 +33,11 @@ from featcache.store.reading.checks import remedy
 from featcache.store.reading.parts import PROJECTION, Part, finished_parts, part_manifest, projection_from
 from featcache.store.reading.readers import Reader, Rows, StackedReader
 from featcache.store.reading.tokens import (
+    ROWS_STORED,
     PooledNorms,
     PooledReader,
     block_rows,
     check_pool,
-    pooled_identity,
     pooled_name,
     sources_of,
     tokens_remedy,
@@ -368,7 +368,8 @@ class PooledStore(PartStore):
         prefix = int(store.info.get("prefix_tokens", 0))
         check_pool(how, prefix, store.reference)
         tap = pooled_name(str(store.part.tap), how)
-        identity = store.manifest.identity | {"encoder": pooled_identity(store.manifest.identity["encoder"], tap)}
+        identity = store.manifest.identity
+        identity = identity | {"encoder": identity["encoder"] | {"stored": ROWS_STORED, "stored_tap": tap}}
         manifest = replace(
             store.manifest,
             whole={},  # PartStore adds the store's

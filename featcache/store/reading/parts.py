@@ -1,15 +1,9 @@
 """Taps and views: additional features of a store's samples, added to the store at any time.
 
 A part is a group in the store's folder, written in the same way as a store: chunks, markers, and its own manifest last.
-Any number of writers can add parts to a finished store while others read it, and no existing file changes::
-
-    <store>/tap-pre_projection/            features, norm, valid, content; projection.npy; done/, manifest.json
-            view-plain-0-3/                view 3 of the augmentation `plain`, seed 0
-            view-plain-0-3-pre_projection/ a tap of that view
-            tap-layer.-2.cls/              the tap layer:-2:cls
-
-Ids, labels and metadata columns are the store's. The content hashes of a part must equal the store's: if images changed
-and only the store was encoded again, the part is refused until it is encoded again as well.
+Any number of writers can add parts to a finished store while others read it, and no existing file changes. Ids, labels
+and metadata columns are the store's. The content hashes of a part must equal the store's: if images changed and only
+the store was encoded again, the part is refused until it is encoded again as well. See `Part` for the folders' names.
 """
 
 import io

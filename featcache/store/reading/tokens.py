@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import FeatcacheError
-from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.protocol import Encoded
 from featcache.store.reading.readers import Reader, Rows
@@ -68,8 +67,8 @@ def sources_of(name: str) -> tuple[Sequence[str], str]:
     >>> sources_of("layer:-2:mean"), sources_of("patch:cls"), sources_of("layer:-2")
     ((('layer:-2', 'layer:-2:tokens'), 'mean'), (('tokens',), 'cls'), ((), ''))
     """
-    base, colon, how = name.rpartition(":")
-    if not colon or how not in POOLS:
+    base, _, how = name.rpartition(":")
+    if not base or how not in POOLS:
         return (), ""
     every = TOKENS if base == "patch" else f"{base}:{TOKENS}"
     return ((every,) if how == "cls" else (base, every)), how
@@ -78,11 +77,6 @@ def sources_of(name: str) -> tuple[Sequence[str], str]:
 ROWS_STORED = "float16, L2-normalised in float32"
 TOKENS_STORED = "float16, tokens of a root mean square length of 1 in float32"
 """How features without and with tokens are stored; part of the encoder's identity."""
-
-
-def pooled_identity(identity: Json, tap: str) -> Json:
-    """Encoder identity of a pooled tap, from that of the tap with tokens."""
-    return identity | {"stored": ROWS_STORED, "stored_tap": tap}
 
 
 def tokens_remedy(tokens: int, dim: int) -> str:
@@ -106,16 +100,10 @@ def check_pool(how: str, prefix: int = 1, what: str = "features") -> str:
 
 
 def pool(tokens: Array, how: str, prefix: int = 0) -> Float32:
-    """Pooled tokens (n, D) float32, not normalised.
+    """Pooled tokens (n, D) float32, not normalised, of tokens (n, P, D), by one of `POOLS`.
 
-    Parameters
-    ----------
-    tokens : (n, P, D)
-    how : one of `POOLS`
-    prefix : number of class and register tokens, which come first; ``cls`` takes the first, the others skip them
+    `prefix` class and register tokens come first; ``cls`` takes the first, the others skip them.
 
-    Examples
-    --------
     >>> pool(np.array([[[9.0], [1.0], [2.0]]]), "mean", 1), pool(np.array([[[9.0], [1.0], [2.0]]]), "cls", 1)
     (array([[1.5]], dtype=float32), array([[9.]], dtype=float32))
     """
