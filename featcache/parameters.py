@@ -27,7 +27,8 @@ import re
 import reprlib
 import stat
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -37,33 +38,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 T = TypeVar("T")
 
 
-class Plugins(MutableMapping[str, T]):
+class Plugins(UserDict[str, T]):
     """Name -> plug-in, given as "module:name" and imported on access; listing the names imports nothing."""
 
     def __init__(self, places: Mapping[str, str | T]) -> None:
-        self._places = dict(places)
+        self.data: dict[str, Any] = dict(places)
 
     def __getitem__(self, name: str) -> T:
-        place = self._places[name]
-        if not isinstance(place, str):
-            return place
-        found: T = resolve_name(place)
+        place: T | str = self.data[name]
+        found: T = resolve_name(place) if isinstance(place, str) else place
         return found
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __setitem__(self, name: str, plugin: str | T) -> None:
-        self._places[name] = plugin
-
-    def __delitem__(self, name: str) -> None:
-        del self._places[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import NoReturn, Protocol, TextIO, cast
+from typing import NoReturn, TextIO
 
 from featcache import SIBLINGS, __version__, sibling
 from featcache.cli.signals import Terminated, ended_by_signals
@@ -62,16 +62,6 @@ VERBS: dict[str, tuple[str, str]] = {
 SIGNALLED = 128
 """Exit code of a run ended by a signal, minus the signal number."""
 INTERRUPTED = "finished work is kept; run the same command again to continue"
-
-
-class Verb(Protocol):
-    """Protocol of the modules in `VERBS`."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Do the work and return the exit code."""
 
 
 class Help(argparse.Action):
@@ -145,12 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnicodeEncodeError as error:  # a name that becomes part of a key or a file
         message = f"{error.object!r} is not valid UTF-8 ({error.reason}); use another name"
         return _report(error, message, FeatcacheError.exit_code, as_json)
-    except MemoryError as error:
-        return _report(error, _need(error), FeatcacheError.exit_code, as_json)
-    except RuntimeError as error:
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        return _report(MemoryError(), _need(error), FeatcacheError.exit_code, as_json)
+        need = "free some, or lower --batch-size, --workers or the number of heads and settings"
+        message = f"out of memory ({str(error) or 'no memory left'}); {need}"
+        shown = error if isinstance(error, MemoryError) else MemoryError()
+        return _report(shown, message, FeatcacheError.exit_code, as_json)
 
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "can't start new thread")
@@ -160,11 +151,6 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "can't start new thread
 def _left(stopped: KeyboardInterrupt) -> str:
     """Notes that the interrupted run attached to the exception, else `INTERRUPTED`."""
     return "; ".join(getattr(stopped, "__notes__", ())) or INTERRUPTED
-
-
-def _need(error: Exception) -> str:
-    said = str(error) or "no memory left"
-    return f"out of memory ({said}); free some, or lower --batch-size, --workers or the number of heads and settings"
 
 
 def _reader_has_gone() -> bool:
@@ -208,7 +194,7 @@ def _run(arguments: Sequence[str]) -> int:
             sibling(package)
     except ImportError as error:
         raise FeatcacheError(str(error)) from error
-    verb = cast(Verb, import_module(module))
+    verb = import_module(module)
     parser = Parser(prog=f"featcache {name}", description=summary)
     verb.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout instead of text")
@@ -217,7 +203,8 @@ def _run(arguments: Sequence[str]) -> int:
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     with _plain_warnings():
-        return verb.run(args)
+        code: int = verb.run(args)
+    return code
 
 
 @contextlib.contextmanager

@@ -40,13 +40,8 @@ class Lanes(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, host: bool) -> torch.Tensor:
         """A buffer on the device, or on the host in memory that the device can copy from and to asynchronously."""
 
-    def run(self, lane: str, work: Callable[[], T], after: Event | None) -> tuple[T, Event]:
+    def run(self, lane: str, work: Callable[[], T], after: Event | None) -> tuple[T, Event | None]:
         """Begin `work` on lane `IN`, `COMPUTE` or `OUT` after an event; returns its result and the event of its end."""
-
-
-class _Past:
-    def synchronize(self) -> None:
-        return
 
 
 class OneLane:
@@ -58,9 +53,9 @@ class OneLane:
         """See `Lanes.empty`."""
         return torch.empty(shape, dtype=dtype)
 
-    def run(self, lane: str, work: Callable[[], T], after: Event | None) -> tuple[T, Event]:
+    def run(self, lane: str, work: Callable[[], T], after: Event | None) -> tuple[T, None]:
         """See `Lanes.run`."""
-        return work(), _Past()
+        return work(), None
 
 
 class CudaLanes:
@@ -95,7 +90,7 @@ class _Slot:
     def __init__(self, lanes: Lanes, rows: int) -> None:
         self._lanes, self._rows = lanes, rows
         self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
-        self.done: Event = _Past()
+        self.done: Event | None = None
         self.outputs: dict[str, torch.Tensor] = {}
         self.kept: object = None
 
@@ -149,7 +144,8 @@ class Stage(Generic[T]):
             if isinstance(found, dict):
                 yield label, found
                 continue
-            found.done.synchronize()
+            if found.done is not None:
+                found.done.synchronize()
             outputs = {name: values.numpy() for name, values in found.outputs.items()}
             yield label, named_outputs(self._encoder, outputs, taps)
             found.outputs, found.kept = {}, None

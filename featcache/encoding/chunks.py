@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from featcache.encoders import Batch, Encoder
 from featcache.encoders.base import PROJECTED
 from featcache.encoders.staging import Stage
 from featcache.encoders.taps import find_tap
-from featcache.encoding.augment import View, view_of
+from featcache.encoding.augment import view_of
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.pace import BatchSize
 from featcache.encoding.pipeline import default_ahead, default_workers, prepared, read_sample, worked_batches
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from featcache.encoders.openclip import OpenClipEncoder
 
 Float = TypeVar("Float", np.float32, np.float64)
+_Pass: TypeAlias = "tuple[_Chunk, Sequence[int], Sequence[Part]]"
+"""A forward pass over some rows of a chunk, and the parts that it gives."""
 SAFE_LENGTHS = (1e-15, 1e18)
 """Lengths whose squares are safely within float32's range."""
 
@@ -123,7 +126,7 @@ class ChunkEncoder:
         self._encoder, self._options, self._advance = encoder, options, advance
         self._donors, self._put = donors, put
         self._ids = dataset.index.ids
-        self._views: dict[Part, View] = {}
+        self._view = cache(lambda view: view_of(view, encoder))
         self._batch_size = batch_size
         self._stage: Stage[_Pass] = Stage(encoder, batch_size.now, compiled=options.compiled)
 
@@ -189,15 +192,9 @@ class ChunkEncoder:
         sample = read_sample(self._dataset, row, known)
         if sample.picture is None:
             return _Sample(work, row, sample.content, error=sample.error, place=place)
-        views = {part.whole_view for part in work.parts}
-        ordered = sorted(views, key=str)
-        made = prepared(sample, lambda picture: {v: self._view(v)(picture, v.view, self._ids[row]) for v in ordered})
+        views = sorted({part.whole_view for part in work.parts}, key=str)
+        made = prepared(sample, lambda picture: {v: self._view(v)(picture, v.view, self._ids[row]) for v in views})
         return _Sample(work, row, sample.content, made.image or {}, made.error)
-
-    def _view(self, view: Part) -> View:
-        if view not in self._views:
-            self._views[view] = view_of(view, self._encoder)
-        return self._views[view]
 
     def _forward(self, chunk: _Chunk) -> None:
         """Begin one forward pass per view over the next waiting images."""
@@ -208,16 +205,15 @@ class ChunkEncoder:
             parts = [part for part in chunk.work.parts if part.whole_view == view]
             taps = [part.tap for part in parts if part.tap]
             chunk.under_way.append(rows[0])
-            self._stage.put(_Pass(chunk, rows, parts), [sample.images[view] for sample in batch], taps)
+            self._stage.put((chunk, rows, parts), [sample.images[view] for sample in batch], taps)
             self._fetch()
         self._batch_size.took(len(batch), time.perf_counter() - began)
 
     def _fetch(self, late: int | None = None) -> None:
         """Collect the features of earlier passes."""
-        for done, found in self._stage.results(late):
-            chunk, rows = done.chunk, done.rows
+        for (chunk, rows, parts), found in self._stage.results(late):
             chunk.under_way.popleft()
-            for part in done.parts:
+            for part in parts:
                 values = found[part.tap or PROJECTED]
                 if part in chunk.tokens:
                     self._check_finite(values, rows)
@@ -270,15 +266,6 @@ class ChunkEncoder:
                 f"{self._encoder.name} returned NaN or infinite features for {counted(len(broken), 'image')}, first "
                 f"{self._ids[rows[int(broken[0])]]}; with fp16 that is an overflow: take --precision bf16"
             )
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A forward pass over some rows of a chunk, and the parts that it gives."""
-
-    chunk: _Chunk
-    rows: Sequence[int]
-    parts: Sequence[Part]
 
 
 class _Chunk:

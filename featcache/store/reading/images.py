@@ -192,10 +192,9 @@ class ImageFeatures(Store, TableDefaults):
 
     @cached_property
     def row_hashes(self) -> npt.NDArray[np.uint64]:
-        """Hash (N,) of each row's content, the first 64 bits of its xxh3-128; the same for taps and views of an image.
+        """First 64 bits (N,) of the xxh3-128 of each row's content; the same for taps and views of an image.
 
-        The content is the image file, or the values of an array's row, or the given float32 features of an imported
-        store.
+        The content is the image file, the values of an array's row, or the float32 features of an imported store.
         """
         return np.ascontiguousarray(self.array("content")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
 
@@ -223,17 +222,12 @@ class ImageFeatures(Store, TableDefaults):
             stop = min(start + rows, len(self))
             block = self.reader("features").read(start, stop, buffer[: stop - start])
             keep = self.valid[start:stop]
-            if keep.all():
-                yield block, truth[start:stop]
-            else:
-                yield block[keep], truth[start:stop][keep]
+            yield (block, truth[start:stop]) if keep.all() else (block[keep], truth[start:stop][keep])
 
     def numpy(self, dtype: npt.DTypeLike = np.float32) -> tuple[Array, Labels]:
         """Features (N', D) and labels (N',), or targets (N', L), of the N' valid rows, in memory."""
         features = self.reader("features").read(0, len(self), np.empty(self.shape, dtype=dtype))
-        if self.valid.all():
-            return features, self.truth
-        return features[self.valid], self.truth[self.valid]
+        return (features, self.truth) if self.valid.all() else (features[self.valid], self.truth[self.valid])
 
     def gather(self, rows: Rows) -> Array:
         """Features (n, D) float16 of the given rows, valid or not, in that order."""

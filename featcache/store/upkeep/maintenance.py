@@ -198,11 +198,11 @@ def _verify_files(
     expected += [_Expected(name, value) for name, value in manifest.files.items()]
     with ThreadPoolExecutor(THREADS) as pool:
         problems = list(pool.map(lambda item: _problem(store, item, found.get(item.name), deep), expected))
-    damaged = [(item, problem) for item, problem in zip(expected, problems, strict=True) if problem]
-    report.problems += [problem for _, problem in damaged]
-    report.damaged_chunks = {item.chunk for item, _ in damaged if item.chunk is not None}
-    if damaged:
-        report.removed.add(MANIFEST)
+    for item, problem in zip(expected, problems, strict=True):
+        if problem:
+            report.problems.append(problem)
+            report.removed.add(MANIFEST)
+            report.damaged_chunks |= set() if item.chunk is None else {item.chunk}
     report.files = len(expected)
     report.nbytes = sum(found[item.name].nbytes for item in expected if item.name in found)
     _verify_records(report, manifest, bad, found, deep)
