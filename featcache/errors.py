@@ -153,15 +153,8 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 def explain(error: OSError, place: object = None, needed: int | None = None) -> str:
-    """A system error in one line: the file, the error, the space needed, what to do.
+    """A system error in one line: the file (`place`, if the error names none), the error, bytes `needed`, what to do.
 
-    Parameters
-    ----------
-    place : the file, if the error does not name it
-    needed : number of bytes that were to be written
-
-    Examples
-    --------
     >>> explain(OSError(errno.ENOSPC, "No space left on device", "head.safetensors"), needed=1_000_000)
     'head.safetensors: No space left on device, 1,000,000 bytes are needed; make room there, or name another place'
     >>> explain(FileNotFoundError(errno.ENOENT, "No such file or directory", "a.toml"))

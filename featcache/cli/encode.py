@@ -46,33 +46,26 @@ SHOWN_CLASSES = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache encode``."""
+    add = parser.add_argument
     data_arguments(parser, "DATA", nargs="+")
-    parser.add_argument("--split", nargs="+", default=["train"], metavar="S", help="splits to encode (default: train)")
-    parser.add_argument("--name", help="name of the data set in listings and results")
-    parser.add_argument(
+    add("--split", nargs="+", default=["train"], metavar="S", help="splits to encode (default: train)")
+    add("--name", help="name of the data set in listings and results")
+    add(
         "--holdout",
         type=float,
         metavar="SHARE",
         help="if the data has no splits: hold out this share of each class (say 0.2) as val or test",
     )
-    parser.add_argument("--holdout-seed", type=int, default=0, metavar="S", help="seed of --holdout (default: 0)")
-    parser.add_argument(
-        "--holdout-group", metavar="COLUMN", help="metadata column; --holdout keeps samples with equal values together"
-    )
-    parser.add_argument(
-        "--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: a minute's work, at most 4096)"
-    )
-    parser.add_argument(
-        "--max-bad", type=at_least(0), default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
-    )
+    add("--holdout-seed", type=int, default=0, metavar="S", help="seed of --holdout (default: 0)")
+    add("--holdout-group", metavar="COLUMN", help="metadata column; --holdout keeps samples with equal values together")
+    add("--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: a minute's work, at most 4096)")
+    add("--max-bad", type=at_least(0), default=0, metavar="N", help="go on with up to N unreadable images (default: 0)")
     dry_run_argument(parser, "encoded")
     update_labels_argument(parser)
     shard_argument(parser, "chunks")
-    parser.add_argument("--refresh", action="store_true", help="re-encode chunks whose source files have changed")
-    parser.add_argument(
-        "--no-reuse", action="store_true", help="do not copy the rows of identical images from other stores"
-    )
-    parser.add_argument(
+    add("--refresh", action="store_true", help="re-encode chunks whose source files have changed")
+    add("--no-reuse", action="store_true", help="do not copy the rows of identical images from other stores")
+    add(
         "--tap",
         action="append",
         default=[],
@@ -80,19 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also store another output of the encoder: pre_projection, patch, layer:-2, layer:-2:cls (repeatable; can "
         "be added to a finished store)",
     )
-    parser.add_argument("--pool", choices=POOLS, help="pool the tokens of taps such as patch into one vector per image")
-    parser.add_argument(
-        "--views", type=at_least(0), default=0, metavar="K", help="also store K augmented views of every image"
-    )
-    parser.add_argument(
+    add("--pool", choices=POOLS, help="pool the tokens of taps such as patch into one vector per image")
+    add("--views", type=at_least(0), default=0, metavar="K", help="also store K augmented views of every image")
+    add(
         "--augmentation",
         default="plain",
         choices=sorted(AUGMENTATIONS),
         help="augmentation of the views (default: plain)",
     )
-    parser.add_argument("--view-seed", type=int, default=0, metavar="S", help="seed of the views (default: 0)")
+    add("--view-seed", type=int, default=0, metavar="S", help="seed of the views (default: 0)")
     decoding_arguments(parser)
-    parser.add_argument(
+    add(
         "--compile",
         action="store_true",
         help="compile the model with torch first (takes minutes, pays off on large data sets); CUDA graphs on a GPU",
@@ -193,21 +184,11 @@ def _datasets(args: argparse.Namespace) -> list[Dataset]:
 
 def _record(result: EncodeResult) -> Json:
     store = result.store
-    return {
-        "store": str(store.path),
-        "name": store.name,
-        "split": store.split,
-        "rows": len(store),
-        "dim": store.dim,
-        "bad": len(store.bad),
-        "classes": len(store.classnames),
-        "hit": result.hit,
-        "encoded_rows": result.encoded_rows,
-        "copied_rows": result.copied_rows,
-        "parts": [part.label for part in parts_of(store)],
-        "relabelled": result.relabelled,
-        "seconds": result.seconds,
-    }
+    where = {"store": str(store.path), "name": store.name, "split": store.split}
+    sizes = {"rows": len(store), "dim": store.dim, "bad": len(store.bad), "classes": len(store.classnames)}
+    rows = {"hit": result.hit, "encoded_rows": result.encoded_rows, "copied_rows": result.copied_rows}
+    parts = [part.label for part in parts_of(store)]
+    return where | sizes | rows | {"parts": parts, "relabelled": result.relabelled, "seconds": result.seconds}
 
 
 def describe_encoded(result: EncodeResult, *, counts: bool = True) -> str:

@@ -24,24 +24,21 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache text``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "classes",
         metavar="CLASSES",
         nargs="?",
         help="source of the class names: a data set (digits, imagefolder:DIR), a store (NAME/SPLIT), a built-in list ("
         f"{', '.join(class_list_names())}), or a file with one name per line",
     )
-    parser.add_argument("--split", help="split of the data set (default: train, or all if it has no splits)")
-    parser.add_argument("--templates", default="simple", help="template set, file, or one with {} (default: simple)")
-    parser.add_argument("--prompts", metavar="FILE", help="JSON {class: [sentence, ...]} instead of templates")
-    parser.add_argument("--name", help="name of the store in listings")
-    parser.add_argument(
-        "--random", type=at_least(1), metavar="M", help="a bank of M random texts instead of classes (Lipsum)"
-    )
-    parser.add_argument(
-        "--length", type=at_least(1), default=8, metavar="L", help="tokens per random text (default: 8)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random texts (default: 0)")
+    add("--split", help="split of the data set (default: train, or all if it has no splits)")
+    add("--templates", default="simple", help="template set, file, or one with {} (default: simple)")
+    add("--prompts", metavar="FILE", help="JSON {class: [sentence, ...]} instead of templates")
+    add("--name", help="name of the store in listings")
+    add("--random", type=at_least(1), metavar="M", help="a bank of M random texts instead of classes (Lipsum)")
+    add("--length", type=at_least(1), default=8, metavar="L", help="tokens per random text (default: 8)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the random texts (default: 0)")
     model_arguments(parser)
 
 

@@ -25,14 +25,7 @@ from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import PROJECTED, Batch, ImageEncoder
 from featcache.encoders.checkpoints import state_digest
-from featcache.encoders.torch_images import (
-    Computing,
-    TorchImages,
-    check_precision,
-    computed_in,
-    default_device,
-    torch_provenance,
-)
+from featcache.encoders.torch_images import TorchImages, default_device, torch_provenance
 from featcache.errors import EncoderError
 from featcache.store.key import Json
 
@@ -92,13 +85,19 @@ class ModuleEncoder(TorchImages, ImageEncoder):
             )
         weights = next(iter([*module.parameters(), *module.buffers()]), None)
         here = "cpu" if weights is None else str(weights.device)
-        self.name, self.device, self.precision = shown, default_device(device or here), check_precision(precision)
         self._transform: Transform = transform
-        self._described = digest or [*_told_apart(shown, repr(module), describe(transform)), _code(module)]
-        self.module = copy.deepcopy(module).float().eval().to(self.device)
-        self._weights = state_digest(self.module)
+        described = [repr(module), describe(transform)]
+        for text in described if not digest else ():
+            if found := ADDRESS.search(text):
+                near = " ".join(text[max(0, found.start() - 40) : found.end()].split())
+                raise EncoderError(
+                    f"{shown}: '... {near}' is a memory address, which does not identify what is computed; give digest=, "
+                    "a string that changes whenever the transform or the module does"
+                )
+        self._described = digest or [*described, _code(module)]
+        super().__init__(copy.deepcopy(module).float(), shown, default_device(device or here), precision)
+        self._weights = state_digest(self.model)
         self._check_steady()
-        self._computing = Computing(self.module, self.device, self.precision)
 
     @cached_property
     def dim(self) -> int:
@@ -108,14 +107,14 @@ class ModuleEncoder(TorchImages, ImageEncoder):
     @property
     def image_identity(self) -> Json:
         """Weights, class, description of module and transform, precision."""
-        kind = type(self.module)
+        kind = type(self.model)
         return {
             "library": "torch",
             "tower": "image",
             "architecture": f"{kind.__module__}.{kind.__qualname__}",
             "weights": self._weights,
             "described": self._described,
-            "precision": computed_in(self.precision),
+            "precision": self._computed_in,
         }
 
     @property
@@ -193,14 +192,3 @@ def _code(module: torch.nn.Module) -> str:
             with contextlib.suppress(OSError, TypeError):
                 digest.update(f"{kind.__qualname__}\n{inspect.getsource(kind)}".encode())
     return digest.hexdigest()[:32]
-
-
-def _told_apart(name: str, *described: str) -> list[str]:
-    for text in described:
-        if found := ADDRESS.search(text):
-            near = " ".join(text[max(0, found.start() - 40) : found.end()].split())
-            raise EncoderError(
-                f"{name}: '... {near}' is a memory address, which does not identify what is computed; give digest=, a "
-                "string that changes whenever the transform or the module does"
-            )
-    return list(described)

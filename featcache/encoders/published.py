@@ -118,11 +118,8 @@ def check_activation(
 ) -> None:
     """ActivationMismatchError, which says what to use, if weights were trained with another activation.
 
-    Parameters
-    ----------
-    quick_gelu : whether the architecture uses QuickGELU
-    wanted : whether the weights were trained with QuickGELU; None if unknown
-    remedy : what to use instead; default: `flag`, which gives `model`, with the name of the other architecture
+    `quick_gelu` is whether the architecture uses QuickGELU, `wanted` whether the weights need it, None if unknown. The
+    default `remedy` is `flag`, which gives `model`, with the name of the other architecture.
     """
     if wanted is None or wanted == quick_gelu:
         return

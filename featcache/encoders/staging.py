@@ -106,13 +106,8 @@ class _Slot:
 class Stage(Generic[T]):
     """Sends batches through the image side of an encoder, and returns their features in order.
 
-    Parameters
-    ----------
-    encoder : if it is not a `TorchImages`, `put` encodes the batch at once
-    batch_size : images per batch, for the buffers
-    lanes : default: those of the encoder's device
-    compiled : compile passes without taps with torch, on a GPU to CUDA graphs; short batches are padded to avoid
-        another compilation; EncoderError if the encoder is not a `TorchImages`
+    An encoder that is not a `TorchImages` encodes a batch at once, in `put`. With `compiled`, torch compiles passes
+    without taps, on a GPU to CUDA graphs; short batches are padded to avoid another compilation.
     """
 
     def __init__(

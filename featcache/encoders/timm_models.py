@@ -23,16 +23,7 @@ from featcache.encoders.base import PROJECTED, Batch, Encoder, ImageEncoder, Tok
 from featcache.encoders.checkpoints import state_digest
 from featcache.encoders.published import TIMM_REMEDY
 from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
-from featcache.encoders.torch_images import (
-    Computing,
-    Scaling,
-    TorchImages,
-    check_precision,
-    computed_in,
-    default_device,
-    prepare_picture,
-    torch_provenance,
-)
+from featcache.encoders.torch_images import Scaling, TorchImages, default_device, prepare_picture, torch_provenance
 from featcache.errors import EncoderError
 from featcache.store.key import Json
 
@@ -41,20 +32,15 @@ NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
 
 
 class TimmEncoder(TorchImages, ImageEncoder):
-    """A timm image model without its classifier (``num_classes=0``), in float32; it has no text side.
-
-    `precision` is that of weights and products (fp16: only of products); outputs are float32.
-    """
+    """A timm image model without its classifier (``num_classes=0``); it has no text side."""
 
     def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu", precision: str = "fp32") -> None:
-        self.name, self.device, self.precision = name, device, check_precision(precision)
+        super().__init__(model, name, device, precision)
         self._weights = state_digest(model)
         self._data: Json = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         steps = create_transform(**self._data, is_training=False).transforms
         self._geometry = torchvision.transforms.Compose([s for s in steps if type(s).__name__ not in NOT_GEOMETRY])
         self._scaling = Scaling(self._data["mean"], self._data["std"], device)
-        self.model: Any = model.to(device).eval()
-        self._computing = Computing(self.model, device, precision)
 
     @cached_property
     def dim(self) -> int:
@@ -71,7 +57,7 @@ class TimmEncoder(TorchImages, ImageEncoder):
             "weights": self._weights,
             "tap": "pre_logits",
             "preprocess": {key: list(v) if isinstance(v, tuple) else v for key, v in sorted(self._data.items())},
-            "precision": computed_in(self.precision),
+            "precision": self._computed_in,
         }
 
     @property

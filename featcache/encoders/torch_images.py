@@ -21,18 +21,6 @@ from featcache.store.key import Json
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def check_precision(precision: str) -> str:
-    """The precision; EncoderError unless it is fp32, bf16 or fp16."""
-    if precision not in PRECISIONS:
-        raise EncoderError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    return precision
-
-
-def computed_in(precision: str) -> str:
-    """The precision in keys. Earlier versions used autocast for bf16, whose features differ, and have other keys."""
-    return "bf16 weights" if precision == "bf16" else precision
-
-
 def default_device(device: str | None) -> str:
     """The given device, checked; else ``cuda`` if available, else ``cpu``."""
     if device is None:
@@ -65,11 +53,31 @@ class Computing:
 class TorchImages(ABC):
     """The image side of a torch encoder; a subclass defines `forward`, which computes the outputs on the device.
 
-    `encode_images` encodes one batch at a time; `featcache.encoders.staging.Stage` keeps several under way.
+    `encode_images` encodes one batch at a time; `featcache.encoders.staging.Stage` keeps several under way. The model
+    is given in float32; `precision` is that of weights and products (fp16: only of products), and outputs are float32.
     """
 
     name: str
     device: str
+
+    def __init__(self, model: torch.nn.Module, name: str, device: str, precision: str) -> None:
+        if precision not in PRECISIONS:
+            raise EncoderError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        self.name, self.device, self.precision = name, device, precision
+        self.model: Any = model.to(device).eval()
+        self._computes: tuple[str, Computing] | None = None
+
+    @property
+    def _computing(self) -> Computing:
+        """The model in `precision`, cached until that changes."""
+        if self._computes is None or self._computes[0] != self.precision:
+            self._computes = self.precision, Computing(self.model, self.device, self.precision)
+        return self._computes[1]
+
+    @property
+    def _computed_in(self) -> str:
+        """The precision in keys; earlier versions used autocast for bf16, whose features and keys differ."""
+        return "bf16 weights" if self.precision == "bf16" else self.precision
 
     @abstractmethod
     def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -100,12 +100,8 @@ class Augmentation:
     def __call__(self, picture: Picture, size: int | tuple[int, int], seed: int, view: int, sample_id: str) -> Batch:
         """The view (H, W, 3): uint8, or float32 with values 0-255 if the image is float32 or `clip` is off.
 
-        Parameters
-        ----------
-        picture : PIL image, or array (H, W, 3) of uint8 or float32 with values 0-255
-        size : side of the square, or (height, width)
-        seed, view : `view` is the epoch, or the number of a stored view
-        sample_id : the sample's id in its data set
+        The picture is a PIL image, or an array (H, W, 3) of uint8 or of float32 with values 0-255; `size` is the side
+        of the square, or (height, width); `view` is the epoch, or the number of a stored view.
         """
         rgb = to_rgb(picture)
         width, height = rgb.size if isinstance(rgb, Image.Image) else (rgb.shape[1], rgb.shape[0])

@@ -15,8 +15,6 @@ class Behind:
 
     Leaving a ``with`` block waits for all calls, also after an error or interrupt: complete chunks get written.
 
-    Examples
-    --------
     >>> done = []
     >>> with Behind() as behind:
     ...     for number in range(3):

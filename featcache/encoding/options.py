@@ -16,13 +16,10 @@ MOST_VIEWS = 10_000
 
 @dataclass(frozen=True)
 class Share:
-    """Share `index` of `count` of the chunks: those with ``chunk % count == index``.
+    """Share `index` of `count` of the chunks, those with ``chunk % count == index``, as torchrun's RANK and WORLD_SIZE.
 
-    Parameters
-    ----------
-    index, count : from 0 to count - 1, as torchrun's RANK and WORLD_SIZE
-    only : encode only these chunks and return (a job of an array); otherwise help with the other chunks afterwards, and
-        wait until the store is finished (a rank)
+    With `only`, a job of an array encodes only these chunks and returns; otherwise a rank helps with the other chunks
+    afterwards, and waits until the store is finished.
 
     >>> Share(1, 3).order(range(7))
     [1, 4, 2, 5, 0, 3, 6]

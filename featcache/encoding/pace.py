@@ -25,12 +25,9 @@ CHUNK_SECONDS, LEAST_CHUNK = 60.0, 64
 
 
 class BatchSize:
-    """Images per forward pass: a given number, or the fastest in the first passes of a run.
+    """Images per forward pass: `given`, ``$FEATCACHE_BATCH_SIZE``, or on a CPU the fastest in the first passes.
 
-    Parameters
-    ----------
-    given : default: ``$FEATCACHE_BATCH_SIZE``; else, on a CPU, measured by calls of `took`
-    rows : images to encode; at most half of them are used to measure
+    The passes are reported by calls of `took`; at most half of the `rows` to encode are used to measure.
     """
 
     def __init__(self, given: int | None, device: str, rows: int) -> None:

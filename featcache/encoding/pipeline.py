@@ -107,14 +107,9 @@ def _raise_if_exhausted(error: Exception) -> None:
 def worked_batches(
     work: Callable[[Sequence[S]], list[T]], batches: Iterable[Sequence[S]], workers: int, ahead: int
 ) -> Iterator[list[T]]:
-    """Yield the results of `work` for each batch, in order.
+    """Yield the results of `work` for each batch, in order; it is called with pieces of a batch, in `workers` threads.
 
-    Parameters
-    ----------
-    work : called with pieces of a batch, in worker threads
-    batches : each is taken only when work on it begins
-    workers : number of threads
-    ahead : batches in flight besides the one that is yielded
+    A batch is taken only when work on it begins; `ahead` batches are in flight besides the one that is yielded.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-worker")
     waiting: deque[list[Future[list[T]]]] = deque()

@@ -26,25 +26,21 @@ MEASURED = 2
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """The work of `featcache.encode_dataset`.
-
-    Parameters
-    ----------
-    store : place of the store, which need not exist
-    rows_to_encode : images that the store or a part lacks, rows that would be copied from other stores included
-    bytes_to_read : size of their files; 0 if the source does not know
-    bytes_to_write : size of their features, for all outputs
-    seconds : estimate by the measured speed of one batch; 0 if nothing is to be encoded
-    """
+    """The work of `featcache.encode_dataset`."""
 
     store: StorePath
+    """Place of the store, which need not exist."""
     name: str
     split: str
     rows: int
     rows_to_encode: int
+    """Images that the store or a part lacks, rows that would be copied from other stores included."""
     bytes_to_read: int
+    """Size of their files; 0 if the source does not know."""
     bytes_to_write: int
+    """Size of their features, for all outputs."""
     seconds: float
+    """Estimate by the measured speed of one batch; 0 if nothing is to be encoded."""
 
     def to_dict(self) -> Json:
         """JSON-able form."""

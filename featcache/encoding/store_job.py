@@ -292,11 +292,8 @@ class StoreJob(ABC, Generic[S]):
         self._claims.release(made.work.chunk)
 
     def _taken(self, outputs: "Outputs", chunks: Sequence[int]) -> Iterator[Work]:
-        for chunk in chunks:
-            if not self._claims.take(chunk):
-                continue
-            work = outputs.lacking(chunk)
-            if work is not None:
+        for chunk in filter(self._claims.take, chunks):
+            if (work := outputs.lacking(chunk)) is not None:
                 yield work
             else:  # another process has made it in the meantime
                 self._claims.release(chunk)

@@ -116,10 +116,8 @@ def feed_texts(digest: xxhash.xxh3_128, texts: Iterable[str]) -> None:
 
 def metadata_bytes(metadata: Mapping[str, Array]) -> bytes:
     """The columns as a Parquet file."""
-    import pyarrow as pa
-
-    kinds = {name: pa.int64() if column.dtype == np.int64 else pa.large_string() for name, column in metadata.items()}
-    return _parquet({name: pa.array(column, kinds[name]) for name, column in metadata.items()})
+    kinds = {name: "int64" if column.dtype == np.int64 else "large_string" for name, column in metadata.items()}
+    return _parquet(metadata, kinds)
 
 
 def metadata_from(content: bytes, name: object = METADATA) -> Columns:
@@ -133,17 +131,16 @@ def metadata_from(content: bytes, name: object = METADATA) -> Columns:
 
 def samples_bytes(ids: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
     """Ids and sizes as a Parquet file; zarr's string types are not stable yet."""
-    import pyarrow as pa
-
-    return _parquet({"id": pa.array(ids, pa.string()), "size": pa.array(sizes, pa.int64())})
+    return _parquet({"id": ids, "size": sizes}, {"id": "string", "size": "int64"})
 
 
-def _parquet(columns: Mapping[str, object]) -> bytes:
+def _parquet(columns: Mapping[str, object], kinds: Mapping[str, str]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
     sink = io.BytesIO()
-    parquet.write_table(pa.table(columns), sink, compression="zstd")
+    arrays = {name: pa.array(values, pa.type_for_alias(kinds[name])) for name, values in columns.items()}
+    parquet.write_table(pa.table(arrays), sink, compression="zstd")
     return sink.getvalue()
 
 

@@ -141,29 +141,25 @@ class Marker:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Contents of a finished store.
-
-    Parameters
-    ----------
-    kind : ``images``, ``texts``, ``banks``, ``priors``, or ``parts`` for a tap or view
-    key, identity : ``<encoder_key>/<dataset_key>``, the path below ``<root>/<kind>``; the hashed ``{"encoder": ...,
-        "dataset": ...}``
-    arrays, whole : arrays written chunk by chunk, and arrays written when the store is finished (labels)
-    checksums : array name -> xxh3-128 of each chunk file
-    files : sidecar name -> xxh3-128
-    info : description of the contents, by kind; see `INFO`
-    sealed : files that contain their own digest; empty in stores of earlier versions
-    """
+    """Contents of a finished store."""
 
     kind: str
+    """``images``, ``texts``, ``banks``, ``priors``, or ``parts`` for a tap or view."""
     key: str
+    """``<encoder_key>/<dataset_key>``, the store's path below ``<root>/<kind>``."""
     identity: Json
+    """``{"encoder": ..., "dataset": ...}``, of which the two keys are hashes."""
     arrays: dict[str, ArraySpec]
     whole: dict[str, ArraySpec]
+    """Arrays written when the store is finished (labels), instead of chunk by chunk."""
     checksums: dict[str, list[str]]
+    """Array name -> xxh3-128 of each chunk file."""
     files: dict[str, str]
+    """Sidecar name -> xxh3-128."""
     info: Json = field(default_factory=dict)
+    """Description of the contents, by kind; see `INFO`."""
     sealed: tuple[str, ...] = ()
+    """Files that contain their own digest; empty in stores of earlier versions."""
 
     @property
     def encoder_key(self) -> str:

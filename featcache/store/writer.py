@@ -230,15 +230,8 @@ class StoreWriter:
     ) -> None:
         """Write the whole arrays and, last, the manifest, once `drop_damaged` has returned an empty list.
 
-        StoreIncompleteError if another writer changed a chunk or the labels meanwhile: the manifest was removed, and
-        the command must run again.
-
-        Parameters
-        ----------
-        values : all rows of each whole array
-        info : see `Manifest.info`
-        provenance : record of how the store was made
-        extra : additional sidecar files, replaceable without encoding
+        `extra` are additional sidecar files, replaceable without encoding. StoreIncompleteError if another writer
+        changed a chunk or the labels meanwhile: the manifest was removed, and the command must run again.
         """
         extra = dict(extra or {})
         markers = self.markers()

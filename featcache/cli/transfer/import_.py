@@ -16,29 +16,24 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache import``."""
-    parser.add_argument(
-        "source", metavar="SOURCE", help="npz, npy, pt, safetensors, parquet or csv file, or a folder of features"
-    )
-    parser.add_argument("--encoder-name", required=True, metavar="NAME", help="the model that computed the features")
-    parser.add_argument("--digest", help="identifies its weights among others with the same name (a checksum or date)")
-    parser.add_argument(
-        "--texts", action="store_true", help="SOURCE holds one vector per class, (C, D) or (D, C): make a text store"
-    )
-    parser.add_argument("--labels", metavar="FILE", help="labels, if they are not found with the features")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="npz, npy, pt, safetensors, parquet or csv file, or a folder of features")
+    add("--encoder-name", required=True, metavar="NAME", help="the model that computed the features")
+    add("--digest", help="identifies its weights among others with the same name (a checksum or date)")
+    add("--texts", action="store_true", help="SOURCE holds one vector per class, (C, D) or (D, C): make a text store")
+    add("--labels", metavar="FILE", help="labels, if they are not found with the features")
+    add(
         "--classes", metavar="FILE", help="class names, one per line (with --texts, default: classes.txt beside SOURCE)"
     )
-    parser.add_argument("--name", required=True, help="name of the data set in listings and results")
-    parser.add_argument("--split", default="train", help="split of the data set (default: train)")
-    parser.add_argument(
+    add("--name", required=True, help="name of the data set in listings and results")
+    add("--split", default="train", help="split of the data set (default: train)")
+    add(
         "--text-digest",
         metavar="DIGEST|STORE",
         help="digest of the matching text tower, or a store of its model; not needed if texts are imported with the "
         "same name and digest",
     )
-    parser.add_argument(
-        "--logit-scale", type=float, help="factor on cosine similarities, already exponentiated (about 100)"
-    )
+    add("--logit-scale", type=float, help="factor on cosine similarities, already exponentiated (about 100)")
     update_labels_argument(parser)
     root_argument(parser)
 

@@ -27,16 +27,7 @@ from featcache.encoders.openclip.texts import encode_sorted, encode_text, needed
 from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION
 from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
-from featcache.encoders.torch_images import (
-    Computing,
-    Scaling,
-    TorchImages,
-    autocast,
-    check_precision,
-    computed_in,
-    prepare_picture,
-    torch_provenance,
-)
+from featcache.encoders.torch_images import Scaling, TorchImages, autocast, prepare_picture, torch_provenance
 from featcache.errors import EncoderError, PromptError
 from featcache.store.key import Json, checksum
 
@@ -73,8 +64,7 @@ def outputs_of(model: Any, pixels: torch.Tensor, taps: Sequence[str]) -> dict[st
 class OpenClipEncoder(TorchImages):
     """An open_clip model with both towers: CLIP, CustomTextCLIP or CoCa, in float32.
 
-    `config` is its model configuration (``vision_cfg``, ``text_cfg``, ...). `precision` is that of weights and products
-    (fp16: only of products) in encoding; outputs are float32, and `model` stays in float32 for fine-tuning.
+    `config` is its model configuration (``vision_cfg``, ``text_cfg``, ...). `model` stays in float32 for fine-tuning.
     """
 
     def __init__(
@@ -86,7 +76,7 @@ class OpenClipEncoder(TorchImages):
         device: str = "cpu",
         precision: str = "fp32",
     ) -> None:
-        self.name, self.device, self.precision = name, device, check_precision(precision)
+        super().__init__(model, name, device, precision)
         self._config, self._tokenizer = dict(config), tokenizer
         self._preprocess = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
         transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
@@ -96,12 +86,11 @@ class OpenClipEncoder(TorchImages):
         self.preparation: str | None = None
         self.prepares = True
         self.source: Mapping[str, str | None] | None = None
-        self.model: Any = model.to(device).eval()
         self.rehash()
 
     def rehash(self) -> None:
         """Compute the digests of the towers again, after training has changed them in place."""
-        self._towers: tuple[str, Computing] | None = None
+        self._computes = None
         self._image_weights, self.text_digest = (tower_digest(self.model, image=image) for image in (True, False))
 
     @cached_property
@@ -159,7 +148,7 @@ class OpenClipEncoder(TorchImages):
             "activation": self._activation,
             "weights": self._image_weights,
             "preprocess": _jsonable(asdict(self._preprocess)) | other,
-            "precision": computed_in(self.precision),
+            "precision": self._computed_in,
         }
 
     @property
@@ -173,7 +162,7 @@ class OpenClipEncoder(TorchImages):
             "activation": self._activation,
             "weights": self.text_digest,
             "tokenizer": self._tokenizer_identity,
-            "precision": computed_in(self.precision),
+            "precision": self._computed_in,
         }
 
     @property
@@ -237,13 +226,6 @@ class OpenClipEncoder(TorchImages):
         """See `Encoder.token_taps`; a blank image is encoded to count the tokens."""
         blank = np.zeros((*self.image_size, 3), np.uint8)
         return token_shapes(self.model.visual, lambda taps: self.encode_outputs([blank], taps))
-
-    @property
-    def _computing(self) -> Computing:
-        """The model in `precision`, cached until either changes."""
-        if self._towers is None or self._towers[0] != self.precision:
-            self._towers = self.precision, Computing(self.model, self.device, self.precision)
-        return self._towers[1]
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Input of the image tower, (B, 3, H, W) float32, from prepared images (B, H, W, 3) on the device."""

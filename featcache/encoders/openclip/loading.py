@@ -35,12 +35,9 @@ def load(
 ) -> OpenClipEncoder:
     """Load an open_clip model; EncoderError or, for the other activation, ActivationMismatchError if it cannot be.
 
-    Parameters
-    ----------
-    model : an architecture such as ``ViT-B-32``, or a file ``MY-CLIP.json`` in the format of open_clip's
-        ``model_configs``, both with `pretrained`; ``local-dir:FOLDER``; ``hf-hub:ORG/REPO``
-    pretrained : a tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks)
-    device : default: ``cuda`` if available, else ``cpu``
+    `model` is an architecture such as ``ViT-B-32``, or a file ``MY-CLIP.json`` in the format of open_clip's
+    ``model_configs``, both with `pretrained`: a tag (``openai``), a checkpoint file, or ``random`` for seeded random
+    weights (tests, benchmarks); or ``local-dir:FOLDER`` or ``hf-hub:ORG/REPO``.
     """
     place = default_device(device)
     hub = offline_where_unreachable(f"model {model}") if needs_hub(model, pretrained) else nullcontext()

@@ -45,11 +45,7 @@ def remedy(store: StorePath) -> str:
 class ChunkChecks:
     """Keeps track of the chunks of an array that are still to be checked.
 
-    Parameters
-    ----------
-    folder : folder of the arrays
-    checksums : of every chunk, as in `Manifest.checksums`; empty to check nothing
-    stamps : of every chunk file; empty for object stores
+    `checksums` are those of every chunk, or empty to check nothing; `stamps` are empty for object stores.
     """
 
     def __init__(
