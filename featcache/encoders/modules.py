@@ -86,13 +86,13 @@ class ModuleEncoder(TorchImages, ImageEncoder):
         weights = next(iter([*module.parameters(), *module.buffers()]), None)
         here = "cpu" if weights is None else str(weights.device)
         self._transform: Transform = transform
-        described = [repr(module), describe(transform)]
-        for text in described if not digest else ():
+        described = [] if digest else [repr(module), describe(transform)]
+        for text in described:
             if found := ADDRESS.search(text):
                 near = " ".join(text[max(0, found.start() - 40) : found.end()].split())
                 raise EncoderError(
-                    f"{shown}: '... {near}' is a memory address, which does not identify what is computed; give digest=, "
-                    "a string that changes whenever the transform or the module does"
+                    f"{shown}: '... {near}' is a memory address, which does not identify what is computed; give "
+                    "digest=, a string that changes whenever the transform or the module does"
                 )
         self._described = digest or [*described, _code(module)]
         super().__init__(copy.deepcopy(module).float(), shown, default_device(device or here), precision)
