@@ -19,6 +19,7 @@ from featcache.store.key import Json
 from featcache.store.manifest import read_header
 from featcache.store.places import StorePath
 from featcache.store.reading.parts import Part
+from featcache.store.reading.readers import Rows
 
 MEASURED = 2
 """Batches that are encoded to measure the speed; only the last is timed."""
@@ -65,7 +66,7 @@ def plan_encoding(
     return EncodePlan(job.path, dataset.name, dataset.split, *counts, seconds)
 
 
-def _missing_rows(job: ImageJob) -> dict[Part, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _missing_rows(job: ImageJob) -> dict[Part, Rows]:
     """The rows that each output lacks. Writers are opened only on existing stores, where they write nothing."""
     missing = dict.fromkeys((Part(), *job.parts), np.arange(job.n_rows))
     begun = [part for part in missing if read_header(job.path / part.name) is not None]
@@ -79,9 +80,7 @@ def _missing_rows(job: ImageJob) -> dict[Part, np.ndarray[tuple[int], np.dtype[n
     return missing
 
 
-def _seconds_a_row(
-    dataset: Dataset, encoder: Encoder, options: EncodeOptions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> float:
+def _seconds_a_row(dataset: Dataset, encoder: Encoder, options: EncodeOptions, rows: Rows) -> float:
     """Seconds to read, decode and encode one image, in the last of a few batches."""
     given = BatchSize(options.batch_size, encoder.device, len(rows)).now
     size = min(given, max(1, len(rows) // MEASURED))
