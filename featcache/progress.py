@@ -29,8 +29,17 @@ class Waits(Protocol):
         """Called repeatedly while a run waits; `why` is empty if unknown."""
 
 
-class Silent(Progress):
+class Silent:
     """No progress; the default of the Python API."""
+
+    def start(self, what: str, total: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, rows: int) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
 
 
 class _Due:

@@ -14,8 +14,8 @@ from featcache.progress import format_bytes
 from featcache.store import list_stores, resolve_root
 from featcache.store.places import StorePath
 
-NEEDED = ("torch", "torchvision", "open_clip_torch", "timm")
-NEEDED += ("zarr", "numpy", "scipy", "scikit-learn", "pyarrow", "numba")
+TORCH = ("torch", "torchvision", "open_clip_torch", "timm")
+NEEDED = (*TORCH, "zarr", "numpy", "scipy", "scikit-learn", "pyarrow", "numba")
 EXTRAS = {
     "s3": ("obstore",),
     "fast": ("simplejpeg",),

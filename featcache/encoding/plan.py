@@ -1,6 +1,7 @@
 """Dry runs of encoding: what would be read, computed and written."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def plan_encoding(
     return EncodePlan(job.path, dataset.name, dataset.split, *counts, seconds)
 
 
-def _missing_rows(job: ImageJob) -> dict[Part, Rows]:
+def _missing_rows(job: ImageJob) -> Mapping[Part, Rows]:
     """The rows that each output lacks. Writers are opened only on existing stores, where they write nothing."""
     missing = dict.fromkeys((Part(), *job.parts), np.arange(job.n_rows))
     begun = [part for part in missing if read_header(job.path / part.name) is not None]

@@ -91,8 +91,7 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
         after_step("rename")
     except BaseException as error:  # signals, too, must leave nothing behind
         give_up(partial)
-        about_partial = isinstance(error, OSError) and error.filename in (None, str(partial))
-        if about_partial and not isinstance(error, FileExistsError):
+        if isinstance(error, OSError) and error.filename in (None, str(partial)) and error.errno != errno.EEXIST:
             error.filename = str(path)
         raise
     _begun.discard(partial)
