@@ -91,7 +91,11 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
         after_step("rename")
     except BaseException as error:  # signals, too, must leave nothing behind
         give_up(partial)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)) and error.errno != errno.EEXIST:
+        if (
+            isinstance(error, OSError)
+            and not isinstance(error, FileExistsError)
+            and error.filename in (None, str(partial))
+        ):
             error.filename = str(path)
         raise
     _begun.discard(partial)
