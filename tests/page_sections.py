@@ -20,7 +20,7 @@ def check_sections(text, head, store):
     assert wrong, "nothing to show"
     for (label, guess), n in wrong.items():
         names = (escape(store.classnames[c]) for c in (label, guess))
-        assert "<b>{}</b> taken for <b>{}</b>".format(*names) in text
+        assert "<b>{}</b> predicted as <b>{}</b>".format(*names) in text
         assert f"{n} of {(labels == label).sum()} rows" in text
     assert text.count("data:image/png") == sum(min(3, n) for n in wrong.values())
     chances = np.exp(logits - logits.max(1, keepdims=True))

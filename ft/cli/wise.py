@@ -19,13 +19,11 @@ from featcache.cli.arguments import (
 from featcache.errors import FeatcacheError
 from featcache.progress import counted
 from heads.cli.arguments import (
-    against_argument,
     against_lines,
     compared,
     metric_argument,
     names_argument,
-    report_argument,
-    results_argument,
+    output_arguments,
     seen_arguments,
 )
 from heads.cli.classes import class_arguments, class_subset
@@ -117,9 +115,7 @@ def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--soup", default="uniform", choices=("uniform", "greedy"), help="how several fine-tuned models are averaged"
     )
-    results_argument(parser, per="alpha")
-    report_argument(parser)
-    against_argument(parser)
+    output_arguments(parser, per="alpha")
     device_argument(parser)
     preprocess_argument(parser)
     root_argument(parser)
@@ -213,9 +209,10 @@ def _write_page(
     """Write the page of the sweep beside its models; with ``--report``, the whole report there."""
     from ft.merging.sweep import ChosenSweep
     from heads.report import write_report
+    from heads.report.details import provenance_facts
     from heads.report.formats import Shown
     from heads.report.page import PAGE
-    from heads.report.web import Background, provenance_facts, write_page
+    from heads.report.web import Background, write_page
 
     reported = _reported(found, names) if names else found.rows
     datasets = list(names) or ([found.selection] if isinstance(found, ChosenSweep) else None)

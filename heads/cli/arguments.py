@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HEAD_HELP = "file written by `featcache fit`"
 RESULTS = "results.jsonl"
+FORMATS = ("text", "csv", "markdown", "latex")
 
 
 def rows_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +72,6 @@ def names_argument(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def report_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--report``."""
-    parser.add_argument("--report", metavar="FOLDER", help="write report.html, tables and plots there")
-
-
 def metric_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--metric``."""
     parser.add_argument(
@@ -102,6 +98,13 @@ def seen_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out (and count) rows that a head was fitted or chosen on (default: refuse them)",
     )
     either.add_argument("--allow-seen", action="store_const", const="allow", dest="seen", help="include such rows")
+
+
+def output_arguments(parser: argparse.ArgumentParser, per: str = "head") -> None:
+    """Add ``--results``, ``--report`` and ``--against``."""
+    results_argument(parser, per)
+    parser.add_argument("--report", metavar="FOLDER", help="write report.html, tables and plots there")
+    against_argument(parser)
 
 
 def against_argument(parser: argparse.ArgumentParser) -> None:
@@ -142,14 +145,9 @@ def with_published(rows: Sequence[Row], found: Sequence[Comparison], args: argpa
 
 
 def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, object]:
-    """Name and value of a head's parameter in the form ``NAME=JSON``.
+    """Name and value of a head's parameter in the form ``NAME=JSON``; HeadError for anything else.
 
     `dotted` also accepts `prior`, and shows the form HEAD.NAME=JSON in errors.
-
-    Raises
-    ------
-    HeadError
-        For a wrong form, an unknown name, or a value that is not JSON.
     """
     shown, form = (f"{head}.{text}", f"{head}.NAME=VALUE") if dotted else (f"--set {text}", "NAME=VALUE")
     name, equals, value = text.partition("=")

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from heads.evaluation.passes import ClassSubset
     from heads.evaluation.projections import Projection
 
-OBJECTNET = "objectnet:"
-VID_ROBUST, YTBB_ROBUST = "vid-robust:", "ytbb-robust:"
 IMAGENET = 1000  # number of classes that the named subsets refer to
 ALL = ""  # key for every data set; no data set has this name
 
@@ -47,17 +45,8 @@ def class_subset(
 ) -> ClassSubset:
     """The value of both arguments for `heads.evaluate`.
 
-    Parameters
-    ----------
-    args : with ``class_subset`` and ``projection``
-    classnames : class names of the heads
-    names : names of the data sets
-    head : name of the head, for errors
-
-    Raises
-    ------
-    HeadError
-        For an unknown name or data set, or two values for one data set.
+    `classnames` are those of the heads, `names` those of the data sets, and `head` is a name for errors. HeadError for
+    an unknown name or data set, or two values for one data set.
     """
     found: dict[str, Sequence[int] | Projection] = {}
     for flag, given in (("--class-subset", args.class_subset), ("--projection", args.projection)):
@@ -78,20 +67,18 @@ def class_subset(
 def _projection(what: str) -> Projection:
     from heads.evaluation.projections import Projection, load_projection
 
-    if what == OBJECTNET.removesuffix(":"):
-        shared = shared_classes()
-        return Projection(shared.classnames, shared.imagenet)
-    if what.startswith(VID_ROBUST):
+    name, colon, folder = what.partition(":")
+    if name == "objectnet":
+        mapping = load_objectnet(folder) if colon else shared_classes()
+        return Projection(mapping.classnames, mapping.imagenet)
+    if colon and name == "vid-robust":
         from featcache.datasets.sources.video.vid_robust import folder_of, vid_classes
 
-        return Projection(*vid_classes(folder_of(what.removeprefix(VID_ROBUST))))
-    if what.startswith(YTBB_ROBUST):
+        return Projection(*vid_classes(folder_of(folder)))
+    if colon and name == "ytbb-robust":
         from featcache.datasets.sources.video.ytbb_robust import folders_of, ytbb_classes
 
-        return Projection(*ytbb_classes(folders_of(what.removeprefix(YTBB_ROBUST))[1]))
-    if what.startswith(OBJECTNET):
-        mapping = load_objectnet(what.removeprefix(OBJECTNET))
-        return Projection(mapping.classnames, mapping.imagenet)
+        return Projection(*ytbb_classes(folders_of(folder)[1]))
     return load_projection(what)
 
 

@@ -1,8 +1,7 @@
 """``featcache demo``: handwritten digits and their shifted domains under the embedded model, from images to report.
 
-Train, val and test of scikit-learn's digits and five shifted versions of the test split are encoded once. Heads:
-zero-shot from eight templates, ridge on the train split (alpha and temperature by exact leave-one-out), and all
-interpolations between the two; the best alpha is chosen on the val split. Everything is evaluated on the six test sets.
+The heads are zero-shot from eight templates, ridge on the train split (alpha and temperature by exact leave-one-out),
+and all interpolations between the two; the best alpha is chosen on the val split. All are evaluated on six test sets.
 """
 
 from __future__ import annotations
@@ -32,6 +31,12 @@ if TYPE_CHECKING:
 
 ALPHAS = tuple(step / 10 for step in range(11))
 TESTS = ("digits", *(f"digits:{shift}" for shift in ("sketch", "inverted", "noisy", "rotated", "lowres")))
+NOTES = """\
+Real 8x8 handwritten digits (scikit-learn) and five fixed shifts of the test split, encoded by a small model that was \
+trained on rendered glyphs only. The ridge head is fitted on the clean train split; its alpha and temperature come \
+from exact leave-one-out. Of the interpolations between zero-shot and ridge, one was {choice}.
+
+{summary}."""
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +73,7 @@ def run_demo(args: argparse.Namespace) -> Row:
         everything,
         output,
         title="Handwritten digits under the embedded tiny model",
-        notes=_notes(choice, summary),
+        notes=NOTES.format(choice=choice, summary=summary),
         background=_background(images, heads[-1], rows, encoded, total),
     )
     say(f"\n{table_text(rows, width=table_width())}\n")
@@ -82,14 +87,14 @@ def _background(
 ) -> Background:
     """Details of the chosen head, and costs, for the page."""
     from heads import calibrate
-    from heads.report.details import head_details, store_facts
-    from heads.report.web import Background, provenance_facts
+    from heads.report.details import head_details, provenance_facts, store_facts
+    from heads.report.web import Background
 
     tests = [result.store for name, result in images.items() if name.endswith("/test")]
     names = [store.name for store in tests]
     details = head_details(chosen, tests, names, calibrated=calibrate(chosen, images["digits/val"].store))
     fresh = sum(result.encoded_rows for result in images.values())
-    rate = f", {fresh / encoded:,.0f} images/s with everything around it" if fresh else ""
+    rate = f", {fresh / encoded:,.0f} images/s, other work included" if fresh else ""
     cost = {
         "encoding": f"{format_seconds(encoded)} for {fresh:,} images{rate}",
         "cache": f"{sum(result.hit for result in images.values())} of {len(images)} image stores were there",
@@ -131,13 +136,3 @@ def _fit_and_evaluate(
     heads = [as_head(zero_shot), as_head(ridge), chosen]
     rows = evaluate([*heads, *path], tests)
     return heads, rows[: len(heads)], rows[len(heads) :]
-
-
-def _notes(choice: str, summary: str) -> str:
-    return (
-        "Real 8x8 handwritten digits (scikit-learn) and five fixed shifts of the test split, encoded by a small model "
-        "that was trained on rendered glyphs only. The ridge head is fitted on the clean train split; its alpha and "
-        "temperature come from exact leave-one-out. Of the interpolations between zero-shot and ridge, one was "
-        f"{choice}.\n\n"
-        f"{summary}."
-    )

@@ -16,7 +16,6 @@ from featcache.progress import counted, format_seconds
 from featcache.store.places.targets import checked_target
 from heads.cli.arguments import (
     HEAD_HELP,
-    against_argument,
     against_lines,
     compared,
     group_argument,
@@ -24,8 +23,7 @@ from heads.cli.arguments import (
     metric_argument,
     names_argument,
     open_images,
-    report_argument,
-    results_argument,
+    output_arguments,
     rows_device_argument,
     seen_arguments,
     store_arguments,
@@ -44,6 +42,15 @@ if TYPE_CHECKING:
 
 ALSO_SHOWN = {"macro_f1": "macro F1", "pm0": "pm-0 accuracy", "pm10": "pm-10 accuracy"}
 """Titles of metrics (fractions) that only some data sets have, or that are reported on request."""
+
+INTERVALS = {
+    "top1": {"top1": "top1 {} %", "nll": "nll {}"},
+    "map_macro": {"map_macro": "mAP {} %", "f1_macro": "macro F1 {} %", "f1_micro": "micro F1 {} %"},
+}
+"""Forms of the intervals that are printed together, by their first metric."""
+
+SINGLE_LABEL = ("confusion", "macro_f1", "log_line", "calibrate")
+"""Options that need one label per row."""
 
 SHOWN_CLASSES = 40
 """Number of classes in the printed table of a multi-label head; the results file has all."""
@@ -85,9 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank, or logits, by sample: .npz or .parquet")
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
     parser.add_argument("--macro-f1", action="store_true", help="also report the mean F1 of the classes that have rows")
-    results_argument(parser)
-    report_argument(parser)
-    against_argument(parser)
+    output_arguments(parser)
     parser.add_argument(
         "--calibrate",
         metavar="STORE",
@@ -110,8 +115,9 @@ def run(args: argparse.Namespace) -> int:
         for target in filter(None, (args.output, args.per_sample, args.confusion)):
             checked_target(target)
         heads = load_heads(args.heads, args)
-        if any(head.multilabel for head in heads):
-            _refuse_options(heads[0].name, args)
+        alone = [f"--{name.replace('_', '-')}" for name in SINGLE_LABEL if getattr(args, name)]
+        if alone and any(head.multilabel for head in heads):
+            raise HeadError(f"{', '.join(alone)}: not for multi-label heads, such as {heads[0].name}; leave it out")
         stores = [open_images(reference, args) for reference in args.on]
         names = args.names or [store.name for store in stores]
         path, chosen = _interpolations(heads, args, distributed=size > 1)
@@ -130,23 +136,11 @@ def run(args: argparse.Namespace) -> int:
     if rank == 0:
         if args.output:
             save(chosen[0], args.output)
-        remarks = [
-            *_shifts(judgement.rows, stores, args),
-            *map(describe_choice, chosen),
-            *_seen(heads, stores, judgement),
-        ]
-        shown = chosen[0] if chosen else best_head(heads, judgement.rows)
-        evaluated = list(judgement.stores.values())
-        background = _background(args, shown, evaluated, time.perf_counter() - began) if args.report else None
-        _report(args, judgement, len(heads) + len(path), remarks, stores, background)
+        remarks = [*_shifts(judgement, args), *map(describe_choice, chosen), *_seen(heads, stores, judgement)]
+        shown = chosen[0] if chosen else _best_head(heads, judgement.rows)
+        background = _background(args, shown, judgement, time.perf_counter() - began) if args.report else None
+        _report(args, judgement, stores, len(heads) + len(path), remarks, background)
     return 0
-
-
-def _refuse_options(name: str, args: argparse.Namespace) -> None:
-    """Raise a HeadError for options that need one label per row."""
-    named = ("confusion", "macro_f1", "log_line", "calibrate")
-    if given := [f"--{option.replace('_', '-')}" for option in named if getattr(args, option)]:
-        raise HeadError(f"{', '.join(given)}: not for multi-label heads, such as {name}; leave it out")
 
 
 def _interpolations(
@@ -162,9 +156,9 @@ def _interpolations(
             f"--metric {args.metric}: it is what --select compares, and every metric is in the results anyway; give "
             "--select STORE and --alphas, or leave it out"
         )
+    if args.select and args.alphas is None:
+        raise HeadError("--select goes with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1")
     if args.alphas is None:
-        if args.select:
-            raise HeadError("--select goes with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1")
         return [], []
     if len(heads) != 2:
         raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
@@ -178,23 +172,21 @@ def _interpolations(
 def _report(
     args: argparse.Namespace,
     judgement: Judgement,
+    stores: Sequence[FeatureTable],
     shown: int,
     remarks: Sequence[str],
-    stores: Sequence[FeatureTable],
     background: Background | None,
 ) -> None:
     """Write the files, and print the first `shown` rows."""
     from heads import add_intervals, append_rows
-    from heads.evaluation.evaluate import store_labels
     from heads.report import table_text, write_report
     from heads.report.results import write_confusion, write_samples
     from heads.report.rows import label_of, log_line, main_metrics
-    from heads.report.web import provenance_facts, with_facts
 
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
-    published = compared(rows, args)
+    published, metrics = compared(rows, args), main_metrics(rows)
     append_rows(args.results, rows)
-    table = table_text(rows[:shown], metrics=main_metrics(rows), width=table_width())
+    table = table_text(rows[:shown], metrics=metrics, width=table_width())
     lines = [table, *_intervals(rows), *_worst(rows), *_by_class(rows), *remarks]
     if args.log_line:
         titles = [f"{label_of(row)}: " if len(rows) > 1 else "" for row in rows]
@@ -202,22 +194,22 @@ def _report(
     lines += against_lines(rows, published, args)
     lines.append(f"{counted(len(rows), 'row')} appended to {args.results}")
     if args.per_sample:
-        ids = dict(zip(store_labels(stores, args.names), (store.ids for store in stores), strict=True))
+        ids = {label: store.ids for label, store in zip(judgement.stores, stores, strict=True)}
         lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
     if args.confusion:
         lines.append(f"confusion counts: {write_confusion(judgement, args.confusion)}")
     if background is not None:
-        told = with_facts(replace(background, published=published), Heads=provenance_facts(rows))
-        title = f"Evaluation on {', '.join(store_labels(stores, args.names))}"
+        told = replace(background, published=published)
+        title = f"Evaluation on {', '.join(judgement.stores)}"
         page, *_ = write_report(
-            rows, args.report, reference=args.reference, metrics=main_metrics(rows), title=title, background=told
+            rows, args.report, reference=args.reference, metrics=metrics, title=title, background=told
         )
         lines.append(f"report: {page}, and tables beside it")
     show(with_published(rows, published, args), "\n".join(lines), args.json)
 
 
-def best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
-    """The most accurate of the given heads on the first store, whose details the page shows."""
+def _best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
+    """The most accurate of the given heads on the first store."""
     from heads.report.rows import datasets_of, main_metrics, value_of
 
     metric = main_metrics(rows)[0]
@@ -226,15 +218,12 @@ def best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
     return heads[values.index(max(values))]
 
 
-def _background(
-    args: argparse.Namespace, head: LogitHead, stores: Sequence[FeatureTable], seconds: float
-) -> Background:
-    """Further content of the page."""
-    from heads.evaluation.evaluate import store_labels
-    from heads.report.details import head_details, store_facts
+def _background(args: argparse.Namespace, head: LogitHead, judgement: Judgement, seconds: float) -> Background:
+    """Details of a head and provenance, for the page."""
+    from heads.report.details import head_details, provenance_facts, store_facts
     from heads.report.web import Background
 
-    names = store_labels(stores, args.names)
+    names, stores = list(judgement.stores), list(judgement.stores.values())
     known = args.names or [store.name for store in stores]
     subset = class_subset(args, head.classnames, known, head.name)
     selection = args.calibrate or args.select
@@ -245,7 +234,8 @@ def _background(
         "evaluation": f"{format_seconds(seconds)} for {rows:,} rows, stores opened and verified",
         "command": shlex.join(["featcache", *sys.argv[1:]]),
     }
-    return Background(details=details, facts={"Cost": cost, "Stores": store_facts(stores, names)})
+    facts = {"Cost": cost, "Stores": store_facts(stores, names), "Heads": provenance_facts(judgement.rows)}
+    return Background(details=details, facts=facts)
 
 
 def _calibrated(head: LogitHead, selection: str, args: argparse.Namespace) -> LogitHead | None:
@@ -262,53 +252,44 @@ def _calibrated(head: LogitHead, selection: str, args: argparse.Namespace) -> Lo
 
 def _intervals(rows: Sequence[Row]) -> list[str]:
     """One line per head and store with intervals."""
-    from heads.report.rows import label_of
+    from heads.report.rows import datasets_of, interval_text, label_of
 
     lines = []
     for row in rows:
-        for key in row:
-            if key.endswith(":top1_interval"):
-                store = key.removesuffix(":top1_interval")
-                top1 = " to ".join(f"{100 * end:.1f}" for end in row[key])
-                nll = " to ".join(f"{end:.3f}" for end in row[f"{store}:nll_interval"])
-                lines.append(f"95 % interval of {label_of(row)} on {store}: top1 {top1} %, nll {nll}")
-            elif key.endswith(":map_macro_interval"):
-                store = key.removesuffix(":map_macro_interval")
-                told = [
-                    f"{shown} " + " to ".join(f"{100 * end:.1f}" for end in row[f"{store}:{metric}_interval"]) + " %"
-                    for metric, shown in (("map_macro", "mAP"), ("f1_macro", "macro F1"), ("f1_micro", "micro F1"))
-                ]
-                lines.append(f"95 % interval of {label_of(row)} on {store}: {', '.join(told)}")
+        for first, forms in INTERVALS.items():
+            for store in datasets_of([row], f"{first}_interval"):
+                texts = [form.format(interval_text(row, store, metric)) for metric, form in forms.items()]
+                lines.append(f"95 % interval of {label_of(row)} on {store}: {', '.join(texts)}")
     return lines
 
 
 def _worst(rows: Sequence[Row]) -> list[str]:
     """The worst domain and groups of each head, and metrics without a column in the table."""
-    from heads.report.rows import label_of
+    from heads.report.rows import label_of, main_metrics
 
     lines = []
     for row in rows:
-        domain = row.get("shifted_worst_domain")
-        if domain is not None and row["shifted_worst_top1"] < row["shifted_mean_top1"]:
-            lines.append(f"worst domain of {label_of(row)}: {domain}, {100 * row['shifted_worst_top1']:.1f} %")
+        main, name = main_metrics([row])[0], label_of(row)
+        worst = row.get(f"shifted_worst_{main}")
+        if worst is not None and worst < row[f"shifted_mean_{main}"]:
+            lines.append(f"worst domain of {name}: {row['shifted_worst_domain']}, {100 * worst:.1f} %")
         for key in row:
-            if key.endswith(":worst_group"):
-                worst = 100 * row[f"{key}_top1" if f"{key}_top1" in row else f"{key}_map_macro"]
-                lines.append(f"worst group of {label_of(row)} on {key.partition(':')[0]}: {row[key]}, {worst:.1f} %")
-            store, _, metric = key.partition(":")
+            store, _, metric = key.rpartition(":")
+            if metric == "worst_group":
+                lines.append(f"worst group of {name} on {store}: {row[key]}, {100 * row[f'{key}_{main}']:.1f} %")
             if metric in ALSO_SHOWN:
-                lines.append(f"{ALSO_SHOWN[metric]} of {label_of(row)} on {store}: {100 * row[key]:.1f} %")
+                lines.append(f"{ALSO_SHOWN[metric]} of {name} on {store}: {100 * row[key]:.1f} %")
     return list(dict.fromkeys(lines))  # the chosen interpolation is one of its path
 
 
 def _by_class(rows: Sequence[Row]) -> list[str]:
     """For multi-label heads, a table by class for each head and store, and the classes without a positive."""
-    from heads.report.rows import label_of
+    from heads.report.rows import datasets_of, label_of
     from heads.report.tables import aligned_lines
 
     lines = []
     for row in rows:
-        for store in (key.removesuffix(":class_ap") for key in row if key.endswith(":class_ap")):
+        for store in datasets_of([row], "class_ap"):
             columns = [row[f"{store}:class_{name}"] for name in ("ap", "auroc", "f1")]
             counts = row[f"{store}:class_positives"]
             cells = [
@@ -332,22 +313,17 @@ def describe_choice(head: LogitHead) -> str:
     return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
 
 
-def _shifts(rows: Sequence[Row], stores: Sequence[FeatureTable], args: argparse.Namespace) -> list[str]:
+def _shifts(judgement: Judgement, args: argparse.Namespace) -> list[str]:
     """Lines that name the reference, the shifted data sets, and those left out of means."""
-    from heads.evaluation.evaluate import store_labels
-
-    labels = store_labels(stores, args.names)
-    if len(labels) < 2:
+    if len(judgement.stores) < 2:
         return []
-    first = args.reference or labels[0]
-    shifted = ", ".join(label for label in labels if label != first)
-    lines = [
-        f"reference: {first}{'' if args.reference else ' (the first of --on; --reference names another)'}; "
-        f"shifted: {shifted}"
-    ]
+    first = args.reference or next(iter(judgement.stores))
+    shifted = ", ".join(label for label in judgement.stores if label != first)
+    how = "" if args.reference else " (the first of --on; --reference names another)"
+    lines = [f"reference: {first}{how}; shifted: {shifted}"]
     lines += [
         f"note: the means of {row['head']} leave out {', '.join(left)}, whose rows it was fitted on"
-        for row in rows
+        for row in judgement.rows
         if (left := row.get("shifted_left_out"))
     ]
     return list(dict.fromkeys(lines))
@@ -357,18 +333,18 @@ def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement:
     """Lines on excluded rows, on training rows that were evaluated, and on splits that were compared by name only."""
     from heads.evaluation.seen import fitted_on, names_only
 
+    left_out = {label: judgement.rows[0].get(f"{label}:n_excluded") for label in judgement.stores}
     lines = [
         f"{counted(count, 'row')} that a head was fitted or chosen on left out of {label}"
-        for label in judgement.stores
-        if (count := judgement.rows[0].get(f"{label}:n_excluded"))
+        for label, count in left_out.items()
+        if count
     ]
     for head in heads:
-        for store, label in zip(stores, judgement.stores, strict=True):
+        for store, count in zip(stores, left_out.values(), strict=True):
             where = f"{store.name}/{store.split}"
-            if fitted_on(head, store) and f"{label}:n_excluded" not in judgement.rows[0]:
+            if count is None and fitted_on(head, store):
                 lines.append(f"note: {head.name} was fitted on {where}; its figures there are those of training rows")
-        if unknown := list(dict.fromkeys(name for store in stores for name in names_only(head, store))):
-            lines.append(
-                f"note: {head.name} has no hashes of the rows of {', '.join(unknown)}: only names were compared"
-            )
+        if unknown := dict.fromkeys(name for store in stores for name in names_only(head, store)):
+            names = ", ".join(unknown)
+            lines.append(f"note: {head.name} has no hashes of the rows of {names}: only names were compared")
     return lines

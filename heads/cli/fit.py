@@ -105,9 +105,8 @@ def run(args: argparse.Namespace) -> int:
     path = save(fitted, args.output)
     params = fitted.provenance.params
     record = {"head": args.head, "file": str(path), "params": params, "classes": len(fitted.classnames)}
-    show(
-        record, f"{args.head}: {len(fitted.classnames)} classes, {_described(params)}\n  {path}", args.json, args.output
-    )
+    text = f"{args.head}: {len(fitted.classnames)} classes, {_described(params)}\n  {path}"
+    show(record, text, args.json, beside=args.output)
     return 0
 
 
@@ -168,13 +167,12 @@ def _texts(
 
 
 def _described(params: Mapping[str, object]) -> str:
-    if "templates" in params and params["templates"] is None:
-        params = {**params, "templates": "all"}
-    return ", ".join(f"{name}={_shown(value)}" for name, value in params.items())
-
-
-def _shown(value: object) -> str:
-    """A parameter as text; for a prior, which is a record, the name of its head."""
-    if isinstance(value, Mapping):
-        return str(value.get("head", json.dumps(value)))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    """Parameters as text; a prior, which is a record, by the name of its head."""
+    texts = {}
+    for name, value in params.items():
+        texts[name] = f"{value:.6g}" if isinstance(value, float) else str(value)
+        if isinstance(value, Mapping):
+            texts[name] = str(value.get("head", json.dumps(value)))
+        if name == "templates" and value is None:
+            texts[name] = "all"
+    return ", ".join(f"{name}={text}" for name, text in texts.items())

@@ -3,9 +3,7 @@
 import argparse
 
 from featcache.cli.arguments import show
-from featcache.errors import HeadError
-from featcache.store import ImageStore
-from heads.cli.arguments import open_reference, store_arguments
+from heads.cli.arguments import open_images, store_arguments
 
 SHOWN = 20
 
@@ -29,17 +27,12 @@ def run(args: argparse.Namespace) -> int:
     from heads import leaks
     from heads.search.leaks import near_threshold
 
-    stores = []
-    for reference in (args.train, args.test):
-        store = open_reference(reference, args)
-        if not isinstance(store, ImageStore):
-            raise HeadError(f"{store.name}: a store of texts; expected stores of images")
-        stores.append(store)
-    threshold = near_threshold(stores[0]) if args.threshold is None else args.threshold
-    pairs = leaks(stores[0], stores[1], threshold=threshold, per_row=args.per_row)
+    train, test = (open_images(reference, args) for reference in (args.train, args.test))
+    threshold = near_threshold(train) if args.threshold is None else args.threshold
+    pairs = leaks(train, test, threshold=threshold, per_row=args.per_row)
     images = len({pair["test_row"] for pair in pairs})
     near = f"near-duplicate in {args.train} (cosine >= {threshold:.4g})"
-    lines = [f"{images:,} of {len(stores[1]):,} test images have a {near}"]
+    lines = [f"{images:,} of {len(test):,} test images have a {near}"]
     for pair in pairs[:SHOWN]:
         same = pair["test_class"] == pair["train_class"]
         classes = pair["test_class"] if same else f"{pair['test_class']} against {pair['train_class']}"

@@ -24,6 +24,7 @@ from heads.cli.classes import class_arguments, class_subset
 
 if TYPE_CHECKING:
     from featcache.store.protocol import FeatureTable
+    from heads.evaluation.metrics import Row
     from heads.evaluation.predict import Prediction
     from heads.fitted.base import LogitHead
 
@@ -72,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
         encoder = encoder_of(head, args.model, args.pretrained, **settings)
         options = {"top": args.top, "batch_size": args.batch_size, "workers": args.workers}
         found = list(predict_images(head := _restricted(head, args), images, encoder, **options))
-    names = head.classnames
+    records = [_record(one, head.classnames) for one in found]
     if args.csv:
-        _print_csv(found, names)
+        _print_csv(records)
     else:
-        show([_record(one, names) for one in found], "\n".join(_line(one, names) for one in found), args.json)
+        show(records, "\n".join(map(_line, records)), args.json)
     bad = sum(bool(one.error) for one in found)
     if bad:
         print(f"featcache: {bad} of {len(found)} images could not be read", file=sys.stderr)
@@ -87,13 +88,9 @@ def _store(args: argparse.Namespace) -> FeatureTable | None:
     """The store given instead of images; None for files, folders and patterns."""
     place, *others = args.images
     path = Path(place)
-    if (
-        others
-        or place.startswith("@")
-        or glob.has_magic(place)
-        or path.is_file()
-        or (path.is_dir() and not (path / MANIFEST).exists())
-    ):
+    if others or place.startswith("@") or glob.has_magic(place) or path.is_file():
+        return None
+    if path.is_dir() and not (path / MANIFEST).exists():
         return None
     try:
         return open_images(place, args)
@@ -111,28 +108,26 @@ def _restricted(head: LogitHead, args: argparse.Namespace) -> LogitHead:
     return subset.of(head) if isinstance(subset, Projection) else head.restrict(subset)  # type: ignore[arg-type]
 
 
-def _record(one: Prediction, names: tuple[str, ...]) -> dict[str, object]:
+def _record(one: Prediction, names: tuple[str, ...]) -> Row:
     if one.error:
         return {"image": one.image, "error": one.error}
     pairs = zip(one.classes.tolist(), one.probabilities.tolist(), strict=True)
-    return {
-        "image": one.image,
-        "predictions": [{"class": names[index], "index": index, "probability": share} for index, share in pairs],
-    }
+    classes = [{"class": names[index], "index": index, "probability": share} for index, share in pairs]
+    return {"image": one.image, "predictions": classes}
 
 
-def _line(one: Prediction, names: tuple[str, ...]) -> str:
-    if one.error:
-        return f"{one.image}\tunreadable: {one.error}"
-    pairs = zip(one.classes, one.probabilities, strict=True)
-    return f"{one.image}\t" + ", ".join(f"{names[index]} {100 * share:.1f} %" for index, share in pairs)
+def _line(record: Row) -> str:
+    if "error" in record:
+        return f"{record['image']}\tunreadable: {record['error']}"
+    classes = ", ".join(f"{one['class']} {100 * one['probability']:.1f} %" for one in record["predictions"])
+    return f"{record['image']}\t{classes}"
 
 
-def _print_csv(found: list[Prediction], names: tuple[str, ...]) -> None:
+def _print_csv(records: list[Row]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for one in found:
-        if one.error:
-            writer.writerow([one.image, "", "", "", "", one.error])
-        for place, (index, share) in enumerate(zip(one.classes, one.probabilities, strict=True), start=1):
-            writer.writerow([one.image, place, names[index], index, f"{share:.6g}", ""])
+    for record in records:
+        if "error" in record:
+            writer.writerow([record["image"], "", "", "", "", record["error"]])
+        for place, one in enumerate(record.get("predictions", ()), start=1):
+            writer.writerow([record["image"], place, one["class"], one["index"], f"{one['probability']:.6g}", ""])

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show, table_width
 from featcache.errors import HeadError
-from heads.cli.arguments import against_argument, against_lines, compared, with_published
+from heads.cli.arguments import FORMATS, against_argument, against_lines, compared, with_published
 
 if TYPE_CHECKING:
     from heads.evaluation.metrics import Row
     from heads.report.charts import Curve
-
-FORMATS = ("text", "csv", "markdown", "latex")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,21 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache report RESULTS...``."""
-    from heads.report import write_report
-    from heads.report.formats import FORMATS as PRINTED
-    from heads.report.formats import Shown
+    from heads.report import formats, write_report
+    from heads.report.details import provenance_facts
     from heads.report.read import by_split, is_epoch, read_rows
     from heads.report.rows import main_metrics
-    from heads.report.web import Background, provenance_facts
+    from heads.report.web import Background
 
     found = by_split(read_rows(args.results))
     epochs = [row for row in found if is_epoch(row)]
     rows, curves = _rows([row for row in found if not is_epoch(row)] or epochs)
     rows = _chosen(rows, args)
     metrics = args.metric or main_metrics(rows)
-    shown = Shown(args.on, args.reference, metrics, table_width())
+    shown = formats.Shown(args.on, args.reference, metrics, table_width())
     published = compared(rows, args)
-    text = PRINTED[args.format](rows, shown)
+    text = formats.FORMATS[args.format](rows, shown)
     lines = [text.rstrip("\n"), *(against_lines(rows, published, args) if args.format == "text" else [])]
     if args.output:
         facts = {"Heads": provenance_facts(rows), "Files": dict.fromkeys(args.results, "read")}

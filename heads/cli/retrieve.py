@@ -15,10 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache retrieve``."""
     parser.add_argument("images", metavar="IMAGES", help="image store: folder, key, or NAME/SPLIT[@MODEL]")
     parser.add_argument(
-        "texts",
-        metavar="TEXTS",
-        nargs="?",
-        help="text store, with sample ids as classes and captions as prompts",
+        "texts", metavar="TEXTS", nargs="?", help="text store, with sample ids as classes and captions as prompts"
     )
     parser.add_argument(
         "--captions", metavar="FILE", help="JSON {sample id: [caption, ...]} to embed, instead of TEXTS"
@@ -38,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     """``featcache retrieve IMAGES TEXTS``, ``featcache retrieve IMAGES --captions FILE --model M``."""
     from heads import append_rows, retrieve
 
-    given = [value for value in (args.texts, args.captions, args.caption_column) if value]
-    if len(given) != 1:
-        raise HeadError(f"captions: got {len(given)} of TEXTS, --captions, --caption-column; expected one of them")
+    given = sum(map(bool, (args.texts, args.captions, args.caption_column)))
+    if given != 1:
+        raise HeadError(f"captions: got {given} of TEXTS, --captions, --caption-column; expected one of them")
     images = open_images(args.images, args)
     row = retrieve(images, open_texts(args.texts, args) if args.texts else _embedded(images, args), args.k)
     append_rows(args.results, [row])

@@ -7,19 +7,18 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import dry_run_argument, show, table_width
 from featcache.errors import FeatcacheError, HeadError
 from featcache.progress import counted
 from heads.cli.arguments import (
-    against_argument,
     against_lines,
     compared,
     json_setting,
     open_reference,
-    report_argument,
-    results_argument,
+    output_arguments,
     rows_device_argument,
     seen_arguments,
     store_arguments,
@@ -31,8 +30,6 @@ from heads.sweeps.plan import PAPERS, HeadGrid, Splits, SweepPlan, read_plan
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from featcache.store import TextStore
-    from featcache.store.protocol import FeatureTable
     from heads.report.against import Comparison
     from heads.report.details import Detail
     from heads.sweeps.run import Open
@@ -41,7 +38,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache sweep``."""
-    _heads_argument(parser)
+    heads = parser.add_argument("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
+    vars(heads)["completer"] = HEADS
     parser.add_argument("--file", metavar="TOML", help="the whole sweep from one file, in place of the flags below")
     parser.add_argument(
         "--data",
@@ -95,17 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     seen_arguments(parser)
     dry_run_argument(parser, "fitted")
-    results_argument(parser, per="fit")
-    report_argument(parser)
-    against_argument(parser)
+    output_arguments(parser, per="fit")
     parser.add_argument("--quiet", action="store_true", help="do not print a line per fit on stderr")
     rows_device_argument(parser)
     store_arguments(parser)
-
-
-def _heads_argument(parser: argparse.ArgumentParser) -> None:
-    heads = parser.add_argument("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
-    vars(heads)["completer"] = HEADS
 
 
 def run(args: argparse.Namespace) -> int:
@@ -119,20 +110,10 @@ def run(args: argparse.Namespace) -> int:
     results_file(args.results)
     if plan.paper is not None:
         print(f"leak reintroduced on purpose: {PAPERS[plan.paper]}", file=sys.stderr)
-    opened: dict[str, FeatureTable | TextStore] = {}
-
-    def open_once(reference: str) -> FeatureTable | TextStore:
-        if reference not in opened:
-            opened[reference] = open_reference(reference, args)
-        return opened[reference]
-
+    open_once = cache(lambda reference: open_reference(reference, args))
     if args.dry_run:
         return _dry_run(plan, open_once, args)
-
-    def say(line: str) -> None:
-        if not args.quiet:
-            print(line, file=sys.stderr, flush=True)
-
+    say = (lambda line: None) if args.quiet else partial(print, file=sys.stderr, flush=True)
     rows = run_sweep(plan, open_once, args.results, say)
     summaries = summarise(rows)
     chosen = picks(summaries, plan.picked_by)
@@ -180,8 +161,7 @@ def _details(chosen: Sequence[Summary], plan: SweepPlan, open_store: Open) -> Se
     found = None if plan.multilabel else refitted(plan, open_store, best)
     if found is None:
         return ()
-    head, stores = found
-    after = None
+    (head, stores), after = found, None
     if stores.select is not None and plan.paper is None:
         with contextlib.suppress(FeatcacheError):  # of a head that was fitted there
             after = calibrate(head, stores.select)
@@ -199,8 +179,9 @@ def _write_report(
 ) -> Path:
     """The report of every setting, the means over seeds."""
     from heads.report import write_report
+    from heads.report.details import provenance_facts
     from heads.report.rows import main_metrics
-    from heads.report.web import Background, provenance_facts
+    from heads.report.web import Background
     from heads.sweeps.summary import summary_rows, sweep_curves
 
     rows = summary_rows(summaries)
@@ -253,12 +234,12 @@ def _data(args: argparse.Namespace) -> tuple[Splits, ...]:
     if not any("{}" in reference for reference in (train, *on)):
         raise HeadError(f"--data {' '.join(args.data)}: --train and --on hold no {{}}, which stands for NAME")
 
-    def splits(name: str) -> Splits:
+    found = []
+    for name in args.data:
         select = None if args.select is None else args.select.replace("{}", name)
-        reported, texts = (tuple(reference.replace("{}", name) for reference in found) for found in (on, args.texts))
-        return Splits(train.replace("{}", name), reported, select, texts)
-
-    return tuple(splits(name) for name in args.data)
+        reported, texts = (tuple(text.replace("{}", name) for text in given) for given in (on, args.texts))
+        found.append(Splits(train.replace("{}", name), reported, select, texts))
+    return tuple(found)
 
 
 def _settings(settings: list[str], head: str) -> dict[str, Any]:
@@ -268,8 +249,6 @@ def _settings(settings: list[str], head: str) -> dict[str, Any]:
 
 
 def _shots(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not text.isdigit():
+    if text != "all" and not text.isdigit():
         raise HeadError(f"--shots {text}: expected a whole number from 1, or all")
-    return int(text)
+    return None if text == "all" else int(text)

@@ -6,7 +6,6 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import (
@@ -24,6 +23,7 @@ from featcache.encoding.options import EncodeOptions
 from featcache.errors import HeadError
 from featcache.progress import counted
 from heads.cli.arguments import (
+    FORMATS,
     against_argument,
     against_lines,
     compared,
@@ -33,11 +33,9 @@ from heads.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from featcache.encoders import Encoder
     from heads.evaluation.metrics import Row
     from heads.sweeps.backbones import BackboneTable
 
-FORMATS = ("text", "csv", "markdown", "latex")
 DIGITS = 2
 
 
@@ -84,29 +82,20 @@ def run(args: argparse.Namespace) -> int:
     from heads.sweeps.backbones import BackbonePlan, backbone_tables
 
     metric_of(args.metric)
-    plan = BackbonePlan(
-        args.head,
-        args.data,
-        args.models,
-        args.split,
-        args.templates,
-        _train(args.train),
-        dict(json_setting(args.head, text) for text in args.set),
-    )
+    parameters, train = dict(json_setting(args.head, text) for text in args.set), _train(args.train)
+    plan = BackbonePlan(args.head, args.data, args.models, args.split, args.templates, train, parameters)
     results_file(args.results)
     for model in args.models:
         check_model(model, args.pretrained)
 
-    def load(model: str) -> Encoder:
-        place = {"device": args.device, "precision": args.precision}
-        return load_encoder(model, args.pretrained, **place, preprocess=args.preprocess)
+    place = {"device": args.device, "precision": args.precision, "preprocess": args.preprocess}
 
     def done(row: Row) -> None:
         append_rows(args.results, [row])
 
     tables = backbone_tables(
         plan,
-        load,
+        lambda model: load_encoder(model, args.pretrained, **place),
         root=args.root,
         options=EncodeOptions(batch_size=args.batch_size, workers=args.workers),
         progress=progress_of(args),
@@ -118,7 +107,12 @@ def run(args: argparse.Namespace) -> int:
     lines = [table_text(table, args.head, args.metric, args.format) for table in tables]
     if args.format == "text":
         lines += [*against_lines(rows, published, args), f"{counted(len(rows), 'row')} appended to {args.results}"]
-    show(with_published(_averaged(tables, args.metric), published, args), "\n".join(lines), args.json)
+    averaged = [
+        row | {"table": table.title, "average": values[-1]}
+        for table in tables
+        for row, values in zip(table.rows, table.values(args.metric), strict=True)
+    ]
+    show(with_published(averaged, published, args), "\n".join(lines), args.json)
     return 0
 
 
@@ -131,17 +125,8 @@ def _train(text: str | None) -> tuple[str, str] | None:
     return spec, split
 
 
-def _averaged(tables: Sequence[BackboneTable], metric: str) -> list[Row]:
-    """The rows, with the mean over the domains of their table."""
-    return [
-        row | {"table": table.title, "average": values[-1]}
-        for table in tables
-        for row, values in zip(table.rows, table.values(metric), strict=True)
-    ]
-
-
 def table_text(table: BackboneTable, head: str, metric: str, form: str = "text") -> str:
-    """One table in one of `FORMATS`, values with two decimals."""
+    """One table in one of `FORMATS`; percentages with two decimals."""
     from heads.evaluation.metrics import metric_of
     from heads.report.formats import latex_table
     from heads.report.tables import in_blocks, markdown_lines

@@ -1,8 +1,7 @@
 """Percentile bootstrap of means over rows, and exact paired tests (Efron 1979; McNemar 1947).
 
-Accuracy, NLL, Brier score and their paired differences are means over rows. A resample of N rows is a vector of N
-counts, so the means of many series under many resamples are one matrix product. All series share the same resamples,
-which makes differences of two heads paired.
+A resample of N rows is a vector of N counts, so the means of many series under many resamples are one matrix product.
+All series share the same resamples, which makes differences of two heads paired.
 """
 
 from __future__ import annotations
@@ -26,18 +25,11 @@ _CELLS = 1 << 22  # counts in memory at a time: 32 MiB
 
 
 class DrawOptions(TypedDict, total=False):
-    """Optional keywords of the percentile bootstrap.
+    """Optional keywords of the percentile bootstrap."""
 
-    Attributes
-    ----------
-    draws : number of resamples. Default: `DRAWS`
-    level : share of the resamples within the interval. Default: `LEVEL`
-    seed : seed of `numpy.random.default_rng`. Default: 0
-    """
-
-    draws: int
-    level: float
-    seed: int
+    draws: int  # number of resamples, by default `DRAWS`
+    level: float  # share of the resamples within the interval, by default `LEVEL`
+    seed: int  # of `numpy.random.default_rng`, by default 0
 
 
 class Interval(NamedTuple):
@@ -49,12 +41,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: ArrayLike,
-    *,
-    clusters: ArrayLike | None = None,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
+    values: ArrayLike, *, clusters: ArrayLike | None = None, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
 ) -> list[Interval]:
     """Confidence intervals of the means of H series over the same rows.
 
@@ -113,17 +100,13 @@ def bootstrap_groups(
     if groups.shape != series.shape or groups.min() < 0 or (np.bincount(groups) == 0).any():
         raise HeadError(f"group codes are {groups.shape}, expected {series.shape} with 0 to G-1, each at least once")
     rng = np.random.default_rng(seed)
-    members = [series[groups == group] for group in range(int(groups.max()) + 1)]
-    drawn = np.stack(
-        [
-            np.concatenate([counts @ rows / len(rows) for counts in draw_counts(len(rows), draws, rng)])
-            for rows in members
-        ],
-        axis=1,
-    )
-    means = np.array([rows.mean() for rows in members])
-    (worst,) = intervals_of(means.min(keepdims=True), drawn.min(axis=1, keepdims=True), level)
-    return intervals_of(means, drawn, level), worst
+    means, drawn = [], []
+    for group in range(int(groups.max()) + 1):
+        rows = series[groups == group]
+        means.append(rows.mean())
+        drawn.append(np.concatenate([counts @ rows / len(rows) for counts in draw_counts(len(rows), draws, rng)]))
+    (worst,) = intervals_of(np.array([min(means)]), np.min(drawn, axis=0)[:, None], level)
+    return intervals_of(np.array(means), np.stack(drawn, axis=1), level), worst
 
 
 def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:

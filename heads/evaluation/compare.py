@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
 from heads.evaluation.bootstrap import LEVEL, DrawOptions, bootstrap, bootstrap_groups, sign_test
-from heads.evaluation.evaluate import Judgement, SampleTable, judge
+from heads.evaluation.evaluate import Judgement, judge
 from heads.evaluation.groups import Groups, groups_of
 from heads.evaluation.metrics import Row
 from heads.evaluation.multilabel import multilabel_intervals
-from heads.evaluation.passes import ClassSubset
+from heads.evaluation.passes import ClassSubset, SampleTable
 from heads.evaluation.seen import Seen
 
 
@@ -40,8 +40,8 @@ def compare(
 
     Parameters
     ----------
-    head_a, head_b, stores, class_subset, allow_chosen, groups
-        As in `heads.evaluate`; with groups, differences are also reported by group.
+    head_a, head_b : fitted heads
+    stores, class_subset, allow_chosen, groups : as in `heads.evaluate`
     clusters
         Metadata columns; rows with equal values in all of them are resampled together (see `heads.bootstrap`).
     **options
@@ -66,24 +66,24 @@ def compare(
         [head_a, head_b], stores, class_subset=class_subset, allow_chosen=allow_chosen, seen=seen, per_sample=True
     )
     names = [row["head"] + (f" ({row['protocol']})" if "protocol" in row else "") for row in judgement.rows]
-    level = options.get("level", LEVEL)
     found = []
     for label, store in judgement.stores.items():
         table = judgement.samples[label]
         codes = None if clusters is None else groups_of(store, clusters).codes
-        record = {"store": label, "n": len(table.rows), "level": level, "heads": names}
+        record = {"store": label, "n": len(table.rows), "level": options.get("level", LEVEL), "heads": names}
         if seen == "exclude":
             record["n_excluded"] = judgement.rows[0][f"{label}:n_excluded"]
-        found.append({**record, **_differences(table, codes, draws)})
+        record |= _differences(table, codes, draws)
         if groups is not None:
-            found[-1].update(_by_group(table, groups_of(store, groups), draws))
+            record |= _by_group(table, groups_of(store, groups), draws)
+        found.append(record)
     return found
 
 
 def add_intervals(judgement: Judgement, **options: Unpack[DrawOptions]) -> list[Row]:
     """Rows of `heads.judge` with ``"<store>:top1_interval"`` and ``"<store>:nll_interval"``, each [low, high].
 
-    For multi-label heads these are ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``.
+    Of multi-label heads: ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``.
 
     Raises
     ------

@@ -24,18 +24,11 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class Groups:
-    """The group of each valid row of a store.
+    """The group of each valid row of a store."""
 
-    Attributes
-    ----------
-    codes : (N',) group indices, in the order of the store's valid rows
-    names : name of each group: its value, or ``column=value, ...`` for combinations
-    unknown : codes of groups with an empty cell, whose value is unknown
-    """
-
-    codes: NDArray[np.int64]
-    names: tuple[str, ...]
-    unknown: frozenset[int] = frozenset()
+    codes: NDArray[np.int64]  # (N',) group indices
+    names: tuple[str, ...]  # the value of each group, or ``column=value, ...`` for combinations
+    unknown: frozenset[int] = frozenset()  # codes of groups with an empty cell
 
     @property
     def known(self) -> list[int]:
@@ -44,31 +37,23 @@ class Groups:
 
 
 def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
-    """Groups by the values of one or more metadata columns; ``label`` is the class.
-
-    Raises
-    ------
-    HeadError
-        For a column that the store does not have, listing those that it has.
-    """
-    values = [_column(store, column)[store.valid] for column in columns]
-    if not values:
+    """Groups by the values of metadata columns; ``label`` is the class. HeadError for a column that is not there."""
+    if not columns:
         raise HeadError(f"no group column was named; {_known(store)}")
-    parts = [np.unique(column, return_inverse=True) for column in values]
-    combined = np.ravel_multi_index([codes for _, codes in parts], [len(seen) for seen, _ in parts])
-    present, codes = np.unique(combined, return_inverse=True)
-    places = np.unravel_index(present, [len(seen) for seen, _ in parts])
-    named = [[str(seen[i]) for i in place] for (seen, _), place in zip(parts, places, strict=True)]
-    cells = list(zip(*named, strict=True))
+    parts = [np.unique(_column(store, column)[store.valid], return_inverse=True) for column in columns]
+    sizes = [len(seen) for seen, _ in parts]
+    present, codes = np.unique(np.ravel_multi_index([of for _, of in parts], sizes), return_inverse=True)
+    places = zip(parts, np.unravel_index(present, sizes), strict=True)
+    cells = list(zip(*([str(seen[i]) for i in place] for (seen, _), place in places), strict=True))
     unknown = frozenset(code for code, values in enumerate(cells) if not all(values))
+    names = [", ".join(f"{c}={v}" for c, v in zip(columns, values, strict=True)) for values in cells]
     if len(columns) == 1:
-        return Groups(codes.astype(np.int64), tuple(named[0]), unknown)
-    pairs = (", ".join(f"{c}={v}" for c, v in zip(columns, values, strict=True)) for values in cells)
-    return Groups(codes.astype(np.int64), tuple(pairs), unknown)
+        names = [value for (value,) in cells]
+    return Groups(codes.astype(np.int64), tuple(names), unknown)
 
 
 def _column(store: FeatureTable, column: str) -> NDArray[np.generic]:
-    """A metadata column (N,), all rows."""
+    """A metadata column (N,) of all rows."""
     if column in store.metadata:
         return store.metadata[column]
     if column != LABEL:
@@ -76,8 +61,7 @@ def _column(store: FeatureTable, column: str) -> NDArray[np.generic]:
     uses = Counter(store.classnames)  # classes with the same name are separate groups
     apart = [f"{name} ({place})" if uses[name] > 1 else name for place, name in enumerate(store.classnames)]
     names: NDArray[np.generic] = np.asarray([*apart, ""], object)  # an invalid row's label is -1
-    of_rows: NDArray[np.generic] = names[store.labels]
-    return of_rows
+    return np.asarray(names[store.labels])
 
 
 def _known(store: FeatureTable) -> str:
@@ -88,8 +72,6 @@ def _known(store: FeatureTable) -> str:
 class GroupSums:
     """Rows, hits and NLL of H heads by group, accumulated block by block.
 
-    Examples
-    --------
     >>> sums = GroupSums(Groups(np.array([0, 0, 1]), ("day", "night")), n_heads=1)
     >>> sums.add(slice(0, 3), np.array([[0.1, 0.3, 2.0]]), np.array([[0, 0, 1]]))
     >>> found = sums.results()[0]
@@ -111,16 +93,11 @@ class GroupSums:
             self.hits[head] += np.bincount(codes[rank[head] == 0], minlength=size)
             self.nll[head] += np.bincount(codes, weights=nll[head], minlength=size)
 
-    @property
-    def sums(self) -> list[NDArray[np.generic]]:
-        """The accumulators, which add up over processes."""
-        return [self.rows, self.hits, self.nll]
-
     def results(self) -> list[Row]:
-        """For each head: accuracy, NLL and rows by group, and the worst group (the first on ties).
+        """Accuracy, NLL and rows by group of each head, and its worst group (the first on ties).
 
-        Rows with an empty cell are reported as a group (``""``), but it is never the worst, since their group is
-        unknown (WILDS also leaves out the region of unknown countries).
+        Rows with an empty cell are a group (``""``) that is never the worst, since their group is unknown (WILDS also
+        leaves out the region of unknown countries).
         """
         top1, nll = self.hits / self.rows, self.nll / self.rows  # `groups_of` names no group without rows
         names, known = self.groups.names, self.groups.known
@@ -140,26 +117,11 @@ class GroupSums:
 def over_domains(row: Row, domains: Sequence[str], reference: str | None = None, fitted: Collection[str] = ()) -> Row:
     """Mean and worst of every metric over the shifted domains of a results row.
 
-    Parameters
-    ----------
-    row : with ``"<domain>:<metric>"``
-    domains : names of the stores, in order
-    reference : the in-distribution store, which is left out; None for the first
-    fitted : stores that the head was fitted on, which are left out too
+    These are all stores but the `reference` (default: the first; HeadError if it is none of the domains) and those that
+    the head was `fitted` on, which are listed in ``shifted_left_out``. Returns ``shifted_mean_<metric>`` (unweighted),
+    ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1 or mAP), or nothing without a shifted domain. Mean
+    and worst are NaN if a metric is undefined on one domain (multi-label without positives).
 
-    Returns
-    -------
-    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1 or mAP),
-    and ``shifted_left_out`` if the head was fitted on some of them. Mean and worst are NaN if a metric is undefined on
-    one domain (multi-label without positives). Empty if there is no shifted domain.
-
-    Raises
-    ------
-    HeadError
-        If `reference` is not one of the domains.
-
-    Examples
-    --------
     >>> row = {f"{d}:{m}": v for d, v in (("a", 0.9), ("b", 0.7), ("c", 0.5)) for m in METRICS}
     >>> found = over_domains(row, ["a", "b", "c"])
     >>> found["shifted_mean_top1"], found["shifted_worst_top1"], found["shifted_worst_domain"]

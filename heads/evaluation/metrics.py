@@ -94,13 +94,8 @@ def metric_of(name: str) -> Metric:
 def selection_metric(name: str | None, *, multilabel: bool) -> str:
     """The metric that chooses heads; None is top1, or mAP for multi-label heads.
 
-    Raises
-    ------
-    HeadError
-        For an unknown metric, or a metric of the other kind of heads.
+    HeadError for an unknown metric, or a metric of the other kind of heads.
 
-    Examples
-    --------
     >>> selection_metric(None, multilabel=False), selection_metric("map", multilabel=True)
     ('top1', 'map_macro')
     """
@@ -160,13 +155,7 @@ class Metrics:
         return self.tally.n
 
     def update(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
-        """Add a block.
-
-        Raises
-        ------
-        HeadError
-            For wrong shapes, labels out of range, or NaN logits.
-        """
+        """Add a block; HeadError for wrong shapes, labels out of range, or NaN logits."""
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.ndim != 2 or logits.shape != (len(labels), self.n_classes):
             raise HeadError(f"logits are {logits.shape}, expected ({len(labels)}, {self.n_classes})")
@@ -176,11 +165,5 @@ class Metrics:
         self.tally += Tally.of_rows(rows, labels, self.n_classes, n_bins=self.bins)
 
     def result(self) -> dict[str, float]:
-        """Every metric of `METRICS`: fractions in [0, 1], NLL in nats.
-
-        Raises
-        ------
-        HeadError
-            If no row was added.
-        """
+        """Every metric of `METRICS`: fractions in [0, 1], NLL in nats. HeadError if no row was added."""
         return self.tally.results()[0]

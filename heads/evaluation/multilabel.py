@@ -39,29 +39,18 @@ from heads.kernels.ranking import Decisions, Ranked, binary_nll, by_class, mean_
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Logits of H heads on the N' valid rows of a multi-label store.
+    """Logits of H heads on the N' valid rows of a multi-label store."""
 
-    Attributes
-    ----------
-    rows : (N',) rows of the store
-    targets : (N', L) int8
-    logits : (H, N', L) float32
-    cuts : (H, L) thresholds of each head
-    """
-
-    rows: NDArray[np.int64]
-    targets: NDArray[np.int8]
-    logits: NDArray[np.float32]
-    cuts: NDArray[np.float64]
+    rows: NDArray[np.int64]  # (N',) rows of the store
+    targets: NDArray[np.int8]  # (N', L)
+    logits: NDArray[np.float32]  # (H, N', L)
+    cuts: NDArray[np.float64]  # (H, L) thresholds
 
 
 class MultiLabelPass:
     """One pass of multi-label heads over a store; every process of a group evaluates all rows.
 
-    Raises
-    ------
-    HeadError, MismatchError
-        For options of single-label heads, or a head that does not match the store.
+    HeadError for options of single-label heads, MismatchError for a head that does not match the store.
     """
 
     def __init__(
@@ -79,7 +68,6 @@ class MultiLabelPass:
             head.check(store)
         self.heads = [head for head in heads if isinstance(head, MultiLabelHead)]
         self.store, self.classnames = store, heads[0].classnames
-        self.samples = None
         self.scores: ScoreTable | None = None
         self._per_sample, self._groups, self._found = per_sample, groups, list[Row]()
 
@@ -105,7 +93,7 @@ class MultiLabelPass:
             self.scores = ScoreTable(np.flatnonzero(self.store.valid), truth, np.stack(kept), cuts)
 
     def sums(self) -> list[NDArray[np.generic]]:
-        """No arrays: there is nothing to sum over processes."""
+        """No arrays: every process has evaluated all rows."""
         return []
 
     def results(self) -> list[Row]:
@@ -119,7 +107,7 @@ def multilabel_metrics(
     classnames: Sequence[str],
     thresholds: NDArray[np.floating] | None = None,
 ) -> Row:
-    """Every metric of logits (N, L) and targets (N, L); see `heads.evaluation.multilabel`.
+    """Every metric of logits and targets; see `heads.evaluation.multilabel`.
 
     Parameters
     ----------
@@ -172,37 +160,29 @@ def _by_group(
     scores: NDArray[np.floating], targets: NDArray[np.integer], cuts: NDArray[np.float64], groups: Groups
 ) -> Row:
     """mAP, micro F1 and rows by group, and the worst of the groups without an empty cell."""
-    found: dict[str, dict[str, float | None]] = {"map_macro": {}, "f1_micro": {}}
+    precisions: dict[str, float | None] = {}
+    f1: dict[str, float] = {}
     for code, name in enumerate(groups.names):
         mine = groups.codes == code
         precision = mean_of_defined(by_class(scores[mine], targets[mine], Ranked.average_precision))
-        found["map_macro"][name] = float(precision) if np.isfinite(precision) else None
-        found["f1_micro"][name] = Decisions.of(scores[mine], targets[mine], cuts).micro()[2]
+        precisions[name] = float(precision) if np.isfinite(precision) else None
+        f1[name] = Decisions.of(scores[mine], targets[mine], cuts).micro()[2]
     rows = np.bincount(groups.codes, minlength=len(groups.names)).tolist()
     record: Row = {"group_rows": dict(zip(groups.names, rows, strict=True))}
-    record |= {f"group_{metric}": values for metric, values in found.items()}
-    values = {name: value for name, value in found["map_macro"].items() if value is not None}
-    rated = {groups.names[code] for code in groups.known}
-    if ranked := {name: value for name, value in values.items() if name in rated} or values:
-        worst = min(ranked, key=lambda name: ranked[name])
-        record |= {"worst_group": worst, "worst_group_map_macro": ranked[worst]}
+    record |= {"group_map_macro": precisions, "group_f1_micro": f1}
+    values = {name: value for name, value in precisions.items() if value is not None}
+    rated = {groups.names[code] for code in groups.known} & values.keys()
+    if values:
+        worst = min((name for name in values if name in rated or not rated), key=lambda name: values[name])
+        record |= {"worst_group": worst, "worst_group_map_macro": values[worst]}
     return record
 
 
 def multilabel_intervals(table: ScoreTable, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0) -> list[Row]:
-    """For each head, percentile bootstrap intervals [low, high] of mAP, macro F1 and micro F1 over rows.
+    """Percentile bootstrap intervals [low, high] over rows, for each head; options as in `DrawOptions`.
 
-    Resamples in which a class has no positive leave the class out of means over classes.
-
-    Parameters
-    ----------
-    table : from `heads.judge` with ``per_sample=True``
-    draws, level, seed : as in `heads.evaluation.bootstrap.DrawOptions`
-
-    Returns
-    -------
     Rows with ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``, without those that are undefined
-    in every resample.
+    in every resample. A class without a positive in a resample is left out of its means over classes.
     """
     check_draws(draws, level, seed)
     found = []

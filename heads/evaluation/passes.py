@@ -1,8 +1,8 @@
-"""One pass over a store for many heads, with one tally per block of rows; not all logits are in memory at once.
+"""One pass over a store for many heads, with a tally per block of rows; the logits of all rows are never in memory.
 
-Linear heads go through `heads.kernels`, all heads of a block at once, and interpolations of the same two heads as these
-two and their alphas. Other heads compute logits for a few thousand rows at a time; shared work (the search of one bank
-for several k) is done once.
+Linear heads go through `heads.kernels` together, interpolations of the same two heads as these two and their alphas.
+Other heads compute logits for a few thousand rows at a time; shared work (searching one bank for several k) is done
+once.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureTable
+from heads.evaluation.groups import Groups, GroupSums
+from heads.evaluation.metrics import Row, macro_f1
 from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
 from heads.fitted.linear import LinearHead, as_linear
@@ -28,9 +31,10 @@ from heads.rows.in_memory import ResidentStore
 from heads.rows.samples import to_numpy
 from heads.solvers.parallel import map_pieces
 
-ClassSubset = Sequence[int] | Projection | Mapping[str, Sequence[int] | Projection] | None
+ANCHOR, ALSO = "anchor", "also"
+"""Columns of a store of frames, space-separated: anchors of the sets that contain the frame; further labels."""
 
-Scored = tuple[list[Tally], NDArray[np.integer]]
+ClassSubset = Sequence[int] | Projection | Mapping[str, Sequence[int] | Projection] | None
 
 
 @dataclass(frozen=True)
@@ -89,30 +93,16 @@ def _job(head: LogitHead, store: FeatureTable, subset: Sequence[int] | Projectio
 
 @dataclass(frozen=True)
 class Unit:
-    """Consecutive jobs that are computed by one call.
-
-    Attributes
-    ----------
-    jobs : the jobs
-    first : position of the first one among all jobs
-    kind : "path" (interpolations of the same two heads), "linear", or "logits" (anything else)
-    """
+    """Consecutive jobs that one call computes: a path of interpolations, linear heads, or others by their logits."""
 
     jobs: tuple[Job, ...]
-    first: int
-    kind: str
-
-    @property
-    def places(self) -> slice:
-        """Positions of the jobs among all jobs."""
-        return slice(self.first, self.first + len(self.jobs))
+    kind: Literal["path", "linear", "logits"]
 
     def tally(self, X: Values, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
         """Sums and counts of these heads over a block of rows (n, D) with labels (n,)."""
-        heads = [job.head for job in self.jobs]
         if self.kind == "logits":
             return self._of_logits(X, positions, per_sample=per_sample, confusion=confusion)
-        alphas = None
+        heads, alphas = [job.head for job in self.jobs], None
         if self.kind == "path":
             alphas = [float(head.alpha or 0.0) for head in heads]
             heads = list(as_linear(heads[0]).parents or heads)
@@ -134,60 +124,25 @@ class Unit:
 def units_of(jobs: Sequence[Job]) -> list[Unit]:
     """Group consecutive jobs into as few units as possible.
 
-    Examples
-    --------
     >>> from heads.fitted.linear import LinearHead
     >>> head = LinearHead(np.eye(2), np.zeros(2), ("cat", "dog"))
     >>> [(unit.kind, len(unit.jobs)) for unit in units_of([Job(head, None, None)] * 3)]
     [('linear', 3)]
     """
-    grouped = groupby(jobs, key=lambda job: (_kind(job), job.sharing if _kind(job) != "linear" else None))
     units: list[Unit] = []
-    for (kind, sharing), members in grouped:
-        found = tuple(members)
-        first = units[-1].places.stop if units else 0
+    for (kind, sharing), members in groupby(jobs, key=_kind):
         if kind == "logits" and sharing is None:
-            units += [Unit((job,), first + place, kind) for place, job in enumerate(found)]
+            units += [Unit((job,), kind) for job in members]
         else:
-            units.append(Unit(found, first, kind))
+            units.append(Unit(tuple(members), kind))
     return units
 
 
-def _kind(job: Job) -> str:
+def _kind(job: Job) -> tuple[Literal["path", "linear", "logits"], Hashable | None]:
+    """Kind of the unit of a job, and what the jobs of that unit share."""
     if not isinstance(job.head, LinearHead):
-        return "logits"
-    return "linear" if job.sharing is None or job.head.parents is None else "path"
-
-
-def score(
-    units: Sequence[Unit], store: FeatureTable, rows: FeatureTable, *, per_sample: bool = False, confusion: bool = False
-) -> Iterator[Scored]:
-    """For each block of a store, the tally of each unit, and the labels of the block as columns of the heads.
-
-    Parameters
-    ----------
-    units : from `units_of`
-    store : image store
-    rows : the store, or some of its rows (`rows_of_rank`)
-    per_sample, confusion : as in `linear_nll`
-
-    Raises
-    ------
-    HeadError
-        If logits are not finite, or labels are outside the class list.
-    """
-    n_classes = len(units[0].jobs[0].head.classnames)
-    blocks = rows.tensor_blocks if isinstance(rows, ResidentStore) else rows.blocks  # resident features stay in place
-    for X, labels in blocks():
-        if not len(labels):
-            continue
-        positions = units[0].jobs[0].positions(to_numpy(labels), store)
-        if not 0 <= positions.min() <= positions.max() < n_classes:
-            raise HeadError(
-                f"labels of {store.name!r} lie in [{positions.min()}, {positions.max()}], expected "
-                f"[0, {n_classes - 1}]; encode the data again with its class list"
-            )
-        yield [unit.tally(X, positions, per_sample=per_sample, confusion=confusion) for unit in units], positions
+        return "logits", job.sharing
+    return ("linear", None) if job.sharing is None or job.head.parents is None else ("path", job.sharing)
 
 
 def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray[np.float32]]:
@@ -203,13 +158,119 @@ def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray
         yield job.head.finish(prepared)
 
 
-def valid_rows(store: FeatureTable) -> NDArray[np.int64]:
-    """Rows of a store with a readable image, in the order of its blocks."""
-    return np.flatnonzero(store.valid)
-
-
 def rows_of_rank(store: FeatureTable, rank: int, size: int) -> tuple[FeatureTable, slice]:
     """Share of a store's valid rows for one process, as a store and as positions among the valid rows."""
-    rows = valid_rows(store)
+    rows = np.flatnonzero(store.valid)
+    if size == 1:
+        return store, slice(0, len(rows))
     share = slice(len(rows) * rank // size, len(rows) * (rank + 1) // size)
     return FewShotStore(store, rows[share], {}), share
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Results of H heads on each of the N' valid rows of a store."""
+
+    rows: NDArray[np.int64]  # (N',) rows of the store
+    labels: NDArray[np.int64]  # (N',) indices among the heads' classes
+    nll: NDArray[np.floating]  # (H, N') float32, nats
+    rank: NDArray[np.int64]  # (H, N') rank of the label, 0 is best; ties by class index
+
+
+class StorePass:
+    """One pass of all heads over one store."""
+
+    def __init__(
+        self, jobs: Sequence[Job], store: FeatureTable, groups: Groups | None, *, per_sample: bool, confusion: bool
+    ) -> None:
+        self.jobs, self.store, self.units = jobs, store, units_of(jobs)
+        self.classnames, self._confusion = jobs[0].head.classnames, confusion
+        self.tallies = [Tally.zeros(len(unit.jobs), len(self.classnames), confusion=confusion) for unit in self.units]
+        self.groups = None if groups is None else GroupSums(groups, len(jobs))
+        self.samples: SampleTable | None = None
+        if per_sample:
+            rows = np.flatnonzero(store.valid)
+            shape = (len(jobs), len(rows))
+            labels = np.zeros(len(rows), np.int64)
+            self.samples = SampleTable(rows, labels, np.zeros(shape, np.float32), np.zeros(shape, np.int64))
+
+    def run(self, rank: int, size: int) -> None:
+        """Evaluate this process's share of the rows; HeadError for labels outside the class list, or NaN logits."""
+        share, places = rows_of_rank(self.store, rank, size)
+        done = places.start
+        blocks = share.tensor_blocks if isinstance(share, ResidentStore) else share.blocks  # resident features stay put
+        per_sample = self.samples is not None or self.groups is not None
+        for X, found in blocks():
+            if not len(found):
+                continue
+            labels, last = self.jobs[0].positions(to_numpy(found), self.store), len(self.classnames) - 1
+            if not 0 <= labels.min() <= labels.max() <= last:
+                raise HeadError(
+                    f"labels of {self.store.name!r} lie in [{labels.min()}, {labels.max()}], expected [0, {last}]; "
+                    "encode the data again with its class list"
+                )
+            tallies = [unit.tally(X, labels, per_sample=per_sample, confusion=self._confusion) for unit in self.units]
+            self.tallies = [a + b for a, b in zip(self.tallies, tallies, strict=True)]
+            places = slice(done, done + len(labels))
+            done = places.stop
+            if not per_sample:
+                continue
+            nll = np.concatenate([tally.row_nll for tally in tallies if tally.row_nll is not None])
+            ranks = np.concatenate([tally.row_rank for tally in tallies if tally.row_rank is not None])
+            if self.groups is not None:
+                self.groups.add(places, nll, ranks)
+            if self.samples is not None:
+                self.samples.labels[places] = labels
+                self.samples.nll[:, places], self.samples.rank[:, places] = nll, ranks
+
+    def sums(self) -> list[NDArray[np.generic]]:
+        """Arrays that are summed over processes, in place."""
+        found = [array for tally in self.tallies for array in tally.sums.values()]
+        found += [] if self.groups is None else [self.groups.rows, self.groups.hits, self.groups.nll]
+        return found + ([] if self.samples is None else [self.samples.labels, self.samples.nll, self.samples.rank])
+
+    def results(self) -> list[Row]:
+        """Metrics of each head, including those of groups."""
+        if not self.tallies[0].n:
+            raise HeadError(f"no rows were evaluated; {self.store.name!r} has no valid row")
+        parts: list[Sequence[Mapping[str, object]]] = [[one for tally in self.tallies for one in tally.results()]]
+        parts += [[{"macro_f1": macro_f1(counts)} for counts in self.confusion()]] if self._confusion else []
+        parts += [_frame_results(self.jobs, self.store)] if {ANCHOR, ALSO} <= set(self.store.metadata) else []
+        parts += [] if self.groups is None else [self.groups.results()]
+        return [{key: value for part in of_head for key, value in part.items()} for of_head in zip(*parts, strict=True)]
+
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts (H, C, C)."""
+        return np.concatenate([tally.confusion for tally in self.tallies if tally.confusion is not None])
+
+
+def _frame_results(jobs: Sequence[Job], store: FeatureTable) -> list[Row]:
+    """pm-k accuracy of each head on video frames (Shankar et al., arXiv 1906.02168), for k of 0 and 10.
+
+    pm-0 is the share of anchor frames that are predicted correctly, pm-10 the share of anchors for which all frames of
+    the set are, from 10 before the anchor to 10 after it. A frame is correct if the predicted class is one of its
+    labels. Unreadable frames are left out, as are sets with an unreadable anchor.
+    """
+    rows = np.flatnonzero(store.valid)
+    right = _right(jobs, store, rows)
+    members: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        for anchor in str(store.metadata[ANCHOR][row]).split():
+            members.setdefault(anchor, []).append(place)
+    place_of = {store.ids[row]: place for place, row in enumerate(rows.tolist())}
+    anchors = [anchor for anchor in members if anchor in place_of]
+    alone = right[:, [place_of[anchor] for anchor in anchors]].mean(axis=1)
+    whole = np.stack([right[:, members[anchor]].all(axis=1) for anchor in anchors], axis=1).mean(axis=1)
+    return [{"pm0": pm0, "pm10": pm10} for pm0, pm10 in zip(alone.tolist(), whole.tolist(), strict=True)]
+
+
+def _right(jobs: Sequence[Job], store: FeatureTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(H, N'): whether the class that a head predicts for a valid row is one of its labels."""
+    blocks = [[logits.argmax(1) for logits in all_logits(jobs, to_numpy(X))] for X, _ in store.blocks()]
+    predicted = np.concatenate(blocks, axis=1)
+    right: NDArray[np.bool_] = predicted == jobs[0].positions(np.asarray(store.labels)[rows], store)
+    for place, row in enumerate(rows):
+        further = [int(label) for label in str(store.metadata[ALSO][row]).split()]
+        for label in jobs[0].positions(np.array(further, np.int64), store) if further else ():
+            right[:, place] |= predicted[:, place] == label
+    return right

@@ -1,8 +1,4 @@
-"""Classify image files with a head and its encoder.
-
-Images are preprocessed, encoded in batches, normalised and cast to float16 as for a store, so predictions equal those
-on a store of the same images.
-"""
+"""Classify image files with a head and its encoder; predictions equal those on a store of the same images."""
 
 from __future__ import annotations
 
@@ -24,32 +20,25 @@ from featcache.encoders import Encoder, load_encoder
 from featcache.encoders.base import PROJECTED, Batch, whole_encoder
 from featcache.encoders.taps import encode_outputs, find_tap, taps_of
 from featcache.encoding.chunks import normalise, stored_identity
-from featcache.encoding.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
+from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, prepared_batches
 from featcache.encoding.tokens import unit_tokens
 from featcache.errors import DatasetError, EncoderError, FeatcacheError, HeadError, MismatchError
 from featcache.prompts.text_files import read_lines
 from featcache.store import content_key
 from featcache.store.protocol import FeatureTable
-from heads.fitted.base import LogitHead, as_head
+from heads.fitted.base import LogitHead, as_head, softmax
 from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import check_encoder
 from heads.rows.samples import feature_blocks
 
+Classes = tuple[NDArray[np.int64], NDArray[np.float64]]
 MISSING = "no such file; expected a file, a folder, a pattern, @FILE (one path per line), or a store (NAME/SPLIT)"
 LISTS = (".txt", ".lst", ".list", *FORMATS)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted classes of one image.
-
-    Attributes
-    ----------
-    image : path
-    classes : (k,) class indices, most probable first; empty if the image could not be read
-    probabilities : (k,)
-    error : why the image could not be read, else ""
-    """
+    """Predicted classes (k,) of the image at a path, most probable first; empty with an `error` if it is unreadable."""
 
     image: str
     classes: NDArray[np.int64]
@@ -66,13 +55,13 @@ def predict_images(
     batch_size: int = 64,
     workers: int | None = None,
 ) -> Iterator[Prediction]:
-    """Classify image files, in order; unreadable files are reported, and do not stop the others.
+    """Classify image files, in order; an unreadable file is reported and does not stop the others.
 
     Parameters
     ----------
     head : fitted head
     images : paths (`find_images` expands folders and patterns)
-    encoder : encoder that the head was fitted on; None loads the one in the head's provenance
+    encoder : that of the features that the head was fitted on; None loads the one in the head's provenance
     top : number of classes per image
     batch_size : images per forward pass
     workers : threads that read and decode; None for one per core
@@ -99,20 +88,19 @@ def predict_images(
     dataset = files_below("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
     batches = batches_of(range(len(dataset.index)), batch_size)
     for batch in prepared_batches(dataset, model, batches, workers or default_workers(), default_ahead(model)):
-        yield from _predicted(fitted, model, batch, paths, top)
+        found = _of_batch(fitted, model, [item.image for item in batch if item.image is not None], top)
+        for item in batch:
+            path = paths[item.row]
+            if item.image is not None:
+                yield Prediction(path, *next(found))
+            else:
+                yield _unread(path, item.error if Path(path).exists() else MISSING)
 
 
 def predict_rows(head: object, store: FeatureTable, *, top: int = 5) -> Iterator[Prediction]:
     """Classify the rows of a store, in order, whatever its class list; `image` is the sample id.
 
-    Parameters and predictions are those of `predict_images`; images that were unreadable when encoded are reported.
-
-    Raises
-    ------
-    HeadError
-        If `top` is not positive.
-    MismatchError
-        If the store's encoder is not the head's.
+    Predictions and errors are those of `predict_images`; images that were unreadable when encoded are reported.
     """
     fitted = _checked(head, top)
     fitted.check_tokens(store)
@@ -129,9 +117,17 @@ def _checked(head: object, top: int) -> LogitHead:
     return as_head(head)
 
 
-def _classes(
-    head: LogitHead, logits: NDArray[np.floating], top: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+def _of_batch(head: LogitHead, encoder: Encoder, images: Sequence[Batch], top: int) -> Iterator[Classes]:
+    """Classes and probabilities of prepared images, whose features are rounded to float16 as in a store."""
+    if not images:
+        return iter(())
+    tap = tap_of(head, encoder)
+    values = encode_outputs(encoder, images, [tap] if tap else [])[tap or PROJECTED]
+    unit, _ = normalise(values) if values.ndim == 2 else unit_tokens(values)
+    return _classes(head, head.logits(unit.astype(np.float16).astype(np.float32)), top)
+
+
+def _classes(head: LogitHead, logits: NDArray[np.floating], top: int) -> Iterator[Classes]:
     """Classes and probabilities of each row of logits."""
     if isinstance(head, MultiLabelHead):
         return applying_classes(head, logits, top)
@@ -145,29 +141,20 @@ def _unread(image: str, error: str) -> Prediction:
 def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The `top` most probable classes (n, k) and their softmax probabilities (n, k); ties go to the lower index.
 
-    Examples
-    --------
     >>> classes, probabilities = top_classes(np.log([[0.2, 0.5, 0.3]]), 2)
     >>> classes.tolist(), probabilities.round(3).tolist()
     ([[1, 2]], [[0.5, 0.3]])
     """
     wide = logits.astype(np.float64)
     order = np.argsort(-wide, axis=1, kind="stable")[:, :top]
-    wide -= wide.max(axis=1, keepdims=True)
-    np.exp(wide, out=wide)
-    wide /= wide.sum(axis=1, keepdims=True)
-    return order, np.take_along_axis(wide, order, axis=1)
+    return order, np.take_along_axis(softmax(wide), order, axis=1)
 
 
-def applying_classes(
-    head: MultiLabelHead, logits: NDArray[np.floating], top: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+def applying_classes(head: MultiLabelHead, logits: NDArray[np.floating], top: int) -> Iterator[Classes]:
     """For each row of logits (n, L), at most `top` classes that reach their thresholds, most probable first.
 
     Yields class indices and their sigmoids.
 
-    Examples
-    --------
     >>> head = MultiLabelHead(np.eye(3), np.zeros(3), ("ant", "bee", "cow"), thresholds=np.array([0.0, 0.0, 2.0]))
     >>> [classes.tolist() for classes, _ in applying_classes(head, np.array([[0.5, 1.0, 1.5], [-1.0, -1.0, 0.0]]), 5)]
     [[1, 0], []]
@@ -187,51 +174,41 @@ def encoder_of(
     precision: str | None = None,
     preprocess: str | None = None,
 ) -> Encoder:
-    """Load the encoder of a head: the named model, or else the one in the head's provenance.
+    """Load the encoder of a head: the named model, or the one in the head's provenance.
 
-    `precision` and `preprocess` default to those in the provenance.
-
-    Raises
-    ------
-    HeadError
-        If no model is named, and the provenance has none.
-    EncoderError
-        If it cannot be loaded.
-    MismatchError
-        If the model is not the head's.
+    `precision` and `preprocess` default to those in the provenance. HeadError if no model is named and the provenance
+    has none, EncoderError if it cannot be loaded, MismatchError if it is not the head's.
     """
     record: Mapping[str, Any] = head.provenance.encoder or {}
     source: Mapping[str, Any] | None = record.get("source")
     if model is None and source is None:
         named = f" ({record['name']})" if record.get("name") else ""
+        towers = (("encoder", head.provenance.encoder_key), ("text tower", head.provenance.text_digest))
+        known = " and ".join(f"{what} {digest}" for what, digest in towers if digest is not None)
+        origin = f"it belongs to {known}" if known else "it was fitted on bare arrays"
         raise HeadError(
-            f"{head.name} has no record of how to load its encoder{named}: {_identity(head)}; "
+            f"{head.name} has no record of how to load its encoder{named}: {origin}; "
             "pass --model and --pretrained (in Python: encoder=featcache.load_encoder(...))"
         )
-    known: dict[str, Any] = dict(source or {}) if model is None else {"model": model, "pretrained": pretrained}
-    wanted = precision or known.pop("precision", None) or "fp32"
-    way = preprocess or (source or {}).get("preprocess")
+    made_with = source or {}
+    named, weights = (made_with["model"], made_with["pretrained"]) if model is None else (model, pretrained)
+    wanted = precision or (made_with.get("precision") if model is None else None) or "fp32"
+    way = preprocess or made_with.get("preprocess")
     try:
-        encoder = load_encoder(known["model"], known["pretrained"], device=device, precision=wanted, preprocess=way)
+        encoder = load_encoder(named, weights, device=device, precision=wanted, preprocess=way)
     except (EncoderError, OSError) as error:
         if model is not None:
             raise
         raise EncoderError(
-            f"{head.name} was made with --model {known['model']} --pretrained {known['pretrained']}, which cannot be "
-            f"loaded ({error}); pass --model and --pretrained with its present location"
+            f"{head.name} was made with --model {named} --pretrained {weights}, which cannot be loaded ({error}); "
+            "pass --model and --pretrained with its present location"
         ) from error
     check_head_encoder(head, encoder)
     return encoder
 
 
 def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
-    """Refuse an encoder that a head was not fitted on.
-
-    Raises
-    ------
-    MismatchError
-        If the image encoder's key, the text tower or the width differ.
-    """
+    """Raise a MismatchError for an encoder whose key, text tower or width is not the head's."""
     fitted, text = head.provenance.encoder_key, head.provenance.text_digest
     tap = tap_of(head, encoder)
     key, dim = content_key(stored_identity(encoder, tap)), find_tap(encoder, tap).dim
@@ -262,26 +239,19 @@ def tap_of(head: LogitHead, encoder: Encoder) -> str | None:
 def find_images(places: Sequence[str]) -> list[str]:
     """Image files of folders (searched recursively), patterns, lists and paths, in order, without duplicates.
 
-    Parameters
-    ----------
-    places
-        Folders; patterns with ``*``, ``?`` or ``[``; ``@FILE`` with one path per line, relative to the file's folder;
-        or paths of images. A path that does not exist is kept, and reported when it is read.
-
-    Raises
-    ------
-    DatasetError
-        If no path exists, a folder, pattern or list names no image, or a list cannot be read.
+    Patterns have ``*``, ``?`` or ``[``; a list is ``@FILE`` with one path per line, relative to the file's folder. A
+    path that does not exist is kept, and reported when it is read. DatasetError if no path exists, a place names no
+    image, or a list cannot be read.
     """
-    found: dict[str, None] = {}
+    found: list[str] = []
     for place in places:
         paths = _at(place)
         if not paths:
             raise DatasetError(f"{place}: no image found; expected files ending in {' '.join(EXTENSIONS)}")
-        found |= dict.fromkeys(paths)
+        found += paths
     if found and not any(Path(image).exists() for image in found):
-        raise DatasetError(f"{next(iter(found))}: {MISSING}")
-    return list(found)
+        raise DatasetError(f"{found[0]}: {MISSING}")
+    return list(dict.fromkeys(found))
 
 
 def _at(place: str) -> list[str]:
@@ -298,29 +268,3 @@ def _at(place: str) -> list[str]:
     if path.suffix.lower() in LISTS and path.is_file():
         raise DatasetError(f"{place}: a list or table, expected images; write the paths to a file, one per line: @FILE")
     return [str(path)]
-
-
-def _predicted(
-    head: LogitHead, encoder: Encoder, batch: Sequence[Prepared[Batch]], ids: Sequence[str], top: int
-) -> Iterator[Prediction]:
-    good = [item.image for item in batch if item.image is not None]
-    found: Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]] = iter(())
-    if good:
-        tap = tap_of(head, encoder)
-        made = encode_outputs(encoder, good, [tap] if tap else [])
-        values = made[tap or PROJECTED]
-        unit, _ = normalise(values) if values.ndim == 2 else unit_tokens(values)
-        logits = head.logits(unit.astype(np.float16).astype(np.float32))
-        found = _classes(head, logits, top)
-    for item in batch:
-        if item.image is None:
-            error = item.error if Path(ids[item.row]).exists() else MISSING
-            yield _unread(ids[item.row], error)
-        else:
-            yield Prediction(ids[item.row], *next(found))
-
-
-def _identity(head: LogitHead) -> str:
-    key, text = head.provenance.encoder_key, head.provenance.text_digest
-    parts = [f"encoder {key}"] * (key is not None) + [f"text tower {text}"] * (text is not None)
-    return "it belongs to " + " and ".join(parts) if parts else "it was fitted on bare arrays"

@@ -1,14 +1,15 @@
-"""Evaluate a head on other classes than its own, each of which covers one or more of the head's classes.
+"""Evaluate a head on classes that are unions of its own.
 
-A data set may have 200 of ImageNet's classes (ImageNet-R, -A: a class subset), or classes that are unions of ImageNet's
-(ObjectNet: 113 classes over 125 ImageNet ids; ImageNet-Vid-Robust: 30, YTBB-Robust: 23). By convention the logit of
-such a class is the largest logit of its ids (WiSE-FT's evaluation of these sets; Taori et al. 2020), and the softmax is
-over the new classes. A class that covers none is a missing class: it is never predicted, and its rows count as wrong.
+Examples are ObjectNet (113 classes over 125 ImageNet ids), ImageNet-Vid-Robust (30) and YTBB-Robust (23). By
+convention the logit of such a class is the largest logit of its ids (WiSE-FT's evaluation of these sets; Taori et al.
+2020), and the softmax is over the new classes. A class that covers none is a missing class: it is never predicted, and
+its rows count as wrong.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Provenance, subset_by_name
 
 Int64 = NDArray[np.int64]
-NONE = -1  # placeholder for a class that covers none
+NONE = -1  # in place of a class index, for a class that covers none
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Projection:
     Parameters
     ----------
     classnames : the C' new names, in label order
-    groups : for each new class, the classes of the head that it covers, as indices or as names; empty for a missing
-        class
+    groups : indices or names of the head's classes that each new class covers; empty for a missing class
 
     Raises
     ------
@@ -67,13 +67,7 @@ class Projection:
                 raise HeadError(f"class {name!r} maps to {list(group)}; give each class of the head once")
 
     def indices(self, classnames: Sequence[str]) -> list[list[int]]:
-        """Class indices of each group among a head's classes.
-
-        Raises
-        ------
-        MismatchError
-            If the head lacks classes that are mapped to; the message names them.
-        """
+        """Class indices of each group; MismatchError if a head with these `classnames` lacks some of them."""
         wrong, found = [], []
         for name, group in zip(self.classnames, self.groups, strict=True):
             places = [i for i in group if isinstance(i, int)]
@@ -108,17 +102,10 @@ class Projection:
         return MergedHead(base, columns, starts, self.classnames, head.name, head.provenance, head.alpha)
 
     def lookup(self, classnames: Sequence[str]) -> Int64:
-        """For each class of a head, the new class that covers it, or -1.
-
-        Raises
-        ------
-        MismatchError
-            If two new classes cover the same class, since labels in the head's classes are then ambiguous.
-        """
+        """For each class of a head, the new class that covers it, or -1; MismatchError if several cover one class."""
         found = np.full(len(classnames), -1, np.int64)
         for place, group in enumerate(self.indices(classnames)):
-            twice = [index for index in group if found[index] >= 0]
-            if twice:
+            if twice := [index for index in group if found[index] >= 0]:
                 raise MismatchError(
                     f"{classnames[twice[0]]!r} belongs to {self.classnames[found[twice[0]]]!r} and "
                     f"{self.classnames[place]!r}; label the data with the {len(self.classnames)} classes of the mapping"
@@ -129,20 +116,13 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class MergedHead(LogitHead):
-    """``max over the columns of a group`` of another head's logits.
-
-    Attributes
-    ----------
-    base : head over every class that is covered
-    columns : columns of `base` covered by each group, concatenated; its number of classes stands for none
-    starts : (C',) start of each group in `columns`
-    """
+    """A head whose logits are the largest of groups of another head's logits."""
 
     kind: ClassVar[str] = "merged"
 
-    base: LogitHead
-    columns: Int64
-    starts: Int64
+    base: LogitHead  # over every class that is covered
+    columns: Int64  # columns of `base` that each group covers, concatenated; its number of classes stands for none
+    starts: Int64  # (C',) start of each group in `columns`
     classnames: tuple[str, ...]
     name: str = "merged"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
@@ -195,14 +175,10 @@ class MergedHead(LogitHead):
 
 
 def load_projection(path: str | Path) -> Projection:
-    """Read a mapping file: JSON, ``{new class: [class of the head, ...], ...}`` in label order.
+    """Read a mapping from JSON, ``{new class: [class of the head, ...], ...}`` in label order.
 
-    Classes of the head are indices, or names if these are unique; ``[]`` is a missing class.
-
-    Raises
-    ------
-    HeadError
-        If the file cannot be read as such a mapping.
+    Classes of the head are indices, or names if these are unique; ``[]`` is a missing class. HeadError for a file that
+    cannot be read as such a mapping.
     """
     try:
         found = json.loads(read_regular(str(path), what="a mapping"), object_pairs_hook=_pairs)
@@ -218,9 +194,8 @@ _EXPECTED = 'expected JSON such as {"cat": [281, 282], "dog": ["pug", "boxer"]}'
 
 def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A dict from pairs; ValueError for repeated keys, of which `json` would silently keep the last."""
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    uses = Counter(name for name, _ in pairs)
+    if twice := sorted(name for name, count in uses.items() if count > 1):
         raise ValueError(f"classes {twice[:5]} occur twice")
     return dict(pairs)
 

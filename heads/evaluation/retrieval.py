@@ -1,9 +1,8 @@
 """Image-text retrieval: recall@k in both directions, from stored features.
 
 The rank of an image is that of its best caption among all captions, the rank of a caption that of its image among all
-images; recall@k is the share of ranks below k (Karpathy & Fei-Fei 2015; CLIP's Flickr30k and MSCOCO tables).
-Similarities are computed for one block of queries at a time. Ties go to the lower index, so that a collapsed model,
-which maps everything to one point, retrieves only the first item.
+images; recall@k is the share of ranks below k (Karpathy & Fei-Fei 2015; CLIP's Flickr30k and MSCOCO tables). Ties go to
+the lower index, so that a model that maps everything to one point retrieves only the first item.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ from featcache.store.protocol import FeatureTable, TextSource
 from heads.evaluation.metrics import Row
 from heads.kernels.problem import Values
 from heads.rows.samples import to_numpy
-
-KS = (1, 5, 10)
-"""The usual values of k."""
 
 _CELLS = 1 << 24  # similarities in memory at a time: 64 MiB in float32
 
@@ -68,7 +64,7 @@ def retrieval_ranks(images: Values, captions: Values, owners: Values) -> tuple[I
     return _ranks(X, T, own), _ranks(T, X, rows.astype(np.int64)[:, None])
 
 
-def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) -> Row:
+def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = (1, 5, 10)) -> Row:
     """Recall@k of an image store with the captions in a text store, as one results row.
 
     Parameters
@@ -112,16 +108,11 @@ def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) ->
 def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.float32], Int64]:
     """Captions (M, D) of a text store, and the valid row (M,) of the image store that each describes.
 
-    Raises
-    ------
-    MismatchError
-        If a class of the texts is not a sample id of the images.
-    HeadError
-        If no caption describes a readable image.
+    MismatchError if a class of the texts is not a sample id of the images, HeadError if no caption describes a readable
+    image.
     """
     places = {sample: row for row, sample in enumerate(images.ids)}
-    unknown = [name for name in texts.classnames if name not in places]
-    if unknown:
+    if unknown := [name for name in texts.classnames if name not in places]:
         raise MismatchError(
             f"{texts.name!r} has captions of {len(unknown)} images that {images.name!r} lacks ({unknown[:3]}); name "
             f"images by their sample ids, such as {images.ids[0]!r}"

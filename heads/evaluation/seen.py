@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource, FeatureTable
 from heads.fitted.base import Fitted, LogitHead, as_head
-from heads.fitted.provenance import ROLES, Json, SplitRecord, rows_of, same_split
+from heads.fitted.provenance import ROLES, SplitRecord, rows_of, same_split
 from heads.rows.few_shot import FewShotStore
 from heads.rows.hashes import remaining, rows_also_in
 from heads.rows.samples import is_store, is_table
@@ -53,7 +53,18 @@ def unseen(store: FeatureTable, *others: LogitHead | Fitted | FeatureSource) -> 
         If no row remains, or rows cannot be compared: a head fitted on this split, or one of the stores, has no row
         hashes.
     """
-    masks = [_of_source(store, other) if is_store(other) else _of_head(store, as_head(other)) for other in others]
+    masks = []
+    for other in others:
+        if not is_store(other):
+            masks.append(_of_head(store, as_head(other)))
+            continue
+        mask = rows_also_in(store, other)
+        if mask is None:
+            raise HeadError(
+                f"{store.name}/{store.split} or {other.name}/{other.split} has no row hashes, so rows in both cannot "
+                "be found; only stores of images have them"
+            )
+        masks.append(mask)
     return _without(store, masks)
 
 
@@ -89,15 +100,16 @@ def refuse_seen(head: LogitHead, store: FeatureSource, roles: Sequence[str] = RO
         return
     for role in roles:
         for entry in head.provenance.get(role) or ():
-            if not isinstance(entry, SplitRecord) or (not named and is_named(entry, store)):
+            if not isinstance(entry, SplitRecord):
                 continue
-            if count := int(entry.holds(store).sum()):
-                raise HeadError(_refusal(head.name, entry, role, count, store))
-
-
-def is_named(entry: Json, store: FeatureSource) -> bool:
-    """Whether a record refers to this split by its key and under its present name."""
-    return same_split(entry, store) and (entry.get("name"), entry.get("split")) == (store.name, store.split)
+            own = same_split(entry, store) and (entry.get("name"), entry.get("split")) == (store.name, store.split)
+            if (named or not own) and (count := int(entry.holds(store).sum())):
+                by = "" if "grouped_by" not in entry else f" or share a {entry['grouped_by']} with them"
+                raise HeadError(
+                    f"{count:,} of the {int(store.valid.sum()):,} rows of {store.name}/{store.split} are among those "
+                    f"of {entry.get('name')}/{entry.get('split')}{by}, which {head.name} was "
+                    f"{role.removesuffix('_on')} on, {OPTIMISTIC}; {REMEDY}"
+                )
 
 
 def fitted_on(head: LogitHead, store: FeatureTable) -> bool:
@@ -112,23 +124,9 @@ def fitted_on(head: LogitHead, store: FeatureTable) -> bool:
 
 def names_only(head: LogitHead, store: FeatureTable) -> list[str]:
     """Image splits in a head's record that were compared with a store by name only, for lack of row hashes."""
-    entries = [entry for role in ROLES for entry in head.provenance.get(role) or ()]
-    return list(
-        dict.fromkeys(
-            f"{entry.get('name')}/{entry.get('split')}"
-            for entry in entries
-            if "text_key" not in entry and (rows_of(entry) is None or store.row_hashes is None)
-        )
-    )
-
-
-def _refusal(name: str, entry: Json, role: str, count: int, store: FeatureTable) -> str:
-    verb, total = role.removesuffix("_on"), int(store.valid.sum())
-    by = "" if "grouped_by" not in entry else f" or share a {entry['grouped_by']} with them"
-    return (
-        f"{count:,} of the {total:,} rows of {store.name}/{store.split} are among those of {entry.get('name')}/"
-        f"{entry.get('split')}{by}, which {name} was {verb} on, {OPTIMISTIC}; {REMEDY}"
-    )
+    entries = [entry for role in ROLES for entry in head.provenance.get(role) or () if "text_key" not in entry]
+    unknown = [entry for entry in entries if rows_of(entry) is None or store.row_hashes is None]
+    return list(dict.fromkeys(f"{entry.get('name')}/{entry.get('split')}" for entry in unknown))
 
 
 def _of_head(store: FeatureTable, head: LogitHead, roles: Sequence[str] = ROLES) -> Mask:
@@ -144,14 +142,4 @@ def _of_head(store: FeatureTable, head: LogitHead, roles: Sequence[str] = ROLES)
                     "which rows: the head or the store has no row hashes; report on another split, or fit the head "
                     "again"
                 )
-    return found
-
-
-def _of_source(store: FeatureTable, other: FeatureSource) -> Mask:
-    found = rows_also_in(store, other)
-    if found is None:
-        raise HeadError(
-            f"{store.name}/{store.split} or {other.name}/{other.split} has no row hashes, so rows in both cannot be "
-            "found; only stores of images have them"
-        )
     return found

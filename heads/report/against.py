@@ -1,7 +1,6 @@
 """Compare measured results with published ones, each with its source and protocol.
 
-The published figures are in ``heads/report/published/*.toml``, one file per system, and are part of the installed
-package. A file contains tables::
+The published figures are in ``heads/report/published/*.toml``, one file per system. A file contains tables::
 
     system = "WiSE-FT"
 
@@ -30,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from featcache.encoders import PREPARATIONS
 from featcache.errors import HeadError
@@ -42,30 +42,17 @@ PUBLISHED = "published"
 FOLDER = Path(__file__).parent / PUBLISHED
 METHODS = ("zero_shot", "wise", "linear", "finetuned")
 PROBES = ("logistic", "ridge")
-NUMBERS = ("alpha", "shots", "settings", "tolerance", "average")
 KEYS = {
     *("title", "source", "model", "method", "name", "prompts", "preprocess", "preprocessing", "protocol"),
-    *("on_request", "datasets", "rows", "average_of", *NUMBERS),
+    *("on_request", "datasets", "rows", "average_of", "alpha", "shots", "settings", "tolerance", "average"),
 }
 UNKNOWN = Metric("", "%", higher_is_better=True)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One published value.
-
-    Attributes
-    ----------
-    file, system, title, source, preprocessing, protocol : origin and setting of the value
-    model : one of OpenAI's models
-    method : one of `METHODS`; `name` is the authors' name for it
-    datasets : the data set, or several if the value is their mean
-    metric, value, tolerance : as in results rows: percentages are fractions
-    alpha : interpolation coefficient; 0 for zero-shot, 1 for what is not interpolated
-    shots : rows per class, None for all
-    prompts, preprocess : None where not stated, or the model's own
-    on_request : compared only where the file is named
-    """
+    """One published value; percentages are fractions, as in results rows."""
 
     file: str
     system: str
@@ -73,19 +60,19 @@ class Figure:
     source: str
     preprocessing: str
     protocol: str
-    model: str
-    method: str
-    name: str
-    datasets: tuple[str, ...]
+    model: str  # one of OpenAI's
+    method: str  # one of `METHODS`
+    name: str  # the authors' name of the method
+    datasets: tuple[str, ...]  # several if the value is their mean
     metric: str
     value: float
     tolerance: float
-    alpha: float
-    shots: int | None = None
-    prompts: str | None = None
-    preprocess: str | None = None
-    on_request: bool = False
-    settings: Mapping[str, float] = field(default_factory=dict)
+    alpha: float  # interpolation coefficient; 0 for zero-shot, 1 for what is not interpolated
+    shots: int | None = None  # rows per class, None for all
+    prompts: str | None = None  # None where not stated
+    preprocess: str | None = None  # None for the model's own
+    on_request: bool = False  # whether to compare only where the file is named
+    settings: Mapping[str, float] = field(default_factory=dict)  # further parameters of the method
 
     @property
     def label(self) -> str:
@@ -96,21 +83,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A measured value and the published one.
-
-    Attributes
-    ----------
-    head, dataset : names in the results
-    measured : value as in results rows
-    figure : the published value
-    other : known differences between the settings, such as preprocessing; empty if there are none
-    """
+    """A measured value and the published one."""
 
     head: str
     dataset: str
-    measured: float
+    measured: float  # as in results rows
     figure: Figure
-    other: str = ""
+    other: str = ""  # known differences between the settings, such as preprocessing
 
     @property
     def difference(self) -> float:
@@ -135,41 +114,22 @@ class Comparison:
     def to_json(self) -> Row:
         """All fields as JSON types."""
         figure = self.figure
-        return {
-            "head": self.head,
-            "data": self.dataset,
-            "metric": figure.metric,
-            "measured": self.measured,
-            "published": figure.value,
-            "difference": self.difference,
-            "tolerance": figure.tolerance,
-            "beyond": self.beyond,
-            "other": self.other,
-            "method": figure.name,
-            "source": figure.source,
-            "title": figure.title,
-            "preprocessing": figure.preprocessing,
-            "protocol": figure.protocol,
-        }
-
-
-def published_figures() -> tuple[Figure, ...]:
-    """All figures that the package holds."""
-    return _figures_in(FOLDER)
+        row: Row = {"head": self.head, "data": self.dataset, "metric": figure.metric}
+        row |= {"measured": self.measured, "published": figure.value, "difference": self.difference}
+        row |= {"tolerance": figure.tolerance, "beyond": self.beyond, "other": self.other, "method": figure.name}
+        return row | {key: getattr(figure, key) for key in ("source", "title", "preprocessing", "protocol")}
 
 
 @cache
-def _figures_in(folder: Path) -> tuple[Figure, ...]:
-    return tuple(figure for path in sorted(folder.glob("*.toml")) for figure in read_figures(path))
+def published_figures() -> tuple[Figure, ...]:
+    """All figures that the package holds."""
+    return tuple(figure for path in sorted(FOLDER.glob("*.toml")) for figure in read_figures(path))
 
 
 def read_figures(path: str | Path) -> list[Figure]:
     """The figures in one file; see the module for its form.
 
-    Raises
-    ------
-    HeadError
-        For a file that cannot be read, an unknown key or method, or lists of unequal lengths.
+    HeadError for a file that cannot be read, an unknown method, or more values than data sets.
     """
     path = Path(path)
     try:
@@ -188,15 +148,14 @@ def read_figures(path: str | Path) -> list[Figure]:
         raise HeadError(f"{path}: {error!r}; expected system, and tables with rows of lists by data set") from error
 
 
-def _figures(path: Path, system: str, row: Mapping[str, object]) -> Iterator[Figure]:
+def _figures(path: Path, system: str, known: Mapping[str, object]) -> Iterator[Figure]:
     """The figures of a row, to which the keys of its table have been added."""
-    known: dict[str, object] = dict(row)
-    names = tuple(map(str, _sequence(known["datasets"])))
+    names = tuple(map(str, _checked(known["datasets"], list)))
     metrics = [key for key in known if key not in KEYS]
     method = str(known["method"])
     if method not in METHODS:
         raise ValueError(f"method {method!r}, expected one of {', '.join(METHODS)}")
-    tolerances = _mapping(known["tolerance"])
+    tolerances = _checked(known["tolerance"], dict)
 
     def figure(datasets: Sequence[str], metric: str, value: object) -> Figure:
         factor = METRICS.get(metric, UNKNOWN).factor
@@ -206,36 +165,30 @@ def _figures(path: Path, system: str, row: Mapping[str, object]) -> Iterator[Fig
             **{key: str(known[key]) for key in ("title", "source", "preprocessing", "protocol", "model")},
             method=method,
             name=str(known.get("name", method.replace("_", "-"))),
-            datasets=tuple(datasets),
+            datasets=tuple(map(str, datasets)),
             metric=metric,
             value=round(_number(value) / factor, 10),
             tolerance=_number(tolerances[metric]) / factor,
             alpha=_number(known.get("alpha", 0.0 if method == "zero_shot" else 1.0)),
             shots=int(_number(known["shots"])) if "shots" in known else None,
-            prompts=None if "prompts" not in known else str(known["prompts"]),
-            preprocess=None if "preprocess" not in known else str(known["preprocess"]),
+            **{key: str(known[key]) for key in ("prompts", "preprocess") if key in known},
             on_request=bool(known.get("on_request", False)),
-            settings={key: _number(value) for key, value in _mapping(known.get("settings", {})).items()},
+            settings={key: _number(value) for key, value in _checked(known.get("settings", {}), dict).items()},
         )
 
     for metric in metrics:
-        values = _sequence(known[metric])
+        values = _checked(known[metric], list)
         if len(values) > len(names):
             raise ValueError(f"{metric} has {len(values)} values for {len(names)} data sets")
         yield from (figure([name], metric, v) for name, v in zip(names, values, strict=False) if v != "")
     if "average" in known:
-        yield figure(tuple(map(str, _sequence(known.get("average_of", names)))), metrics[0], known["average"])
+        yield figure(_checked(known.get("average_of", list(names)), list), metrics[0], known["average"])
 
 
-def _sequence(value: object) -> Sequence[object]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{value!r} is not a list")
-    return value
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not a table")
+def _checked(value: object, kind: type[T]) -> T:
+    """The value, if it is a list or table (dict) of a TOML file."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not a {'table' if kind is dict else 'list'}")
     return value
 
 
@@ -246,25 +199,12 @@ def _number(value: object) -> float:
 
 
 def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts: str | None = None) -> list[Comparison]:
-    """Compare measured values with published ones of the same model, method, data set and metric.
+    """Compare measured values with published ones of the same model, method, data set and metric, in order of the rows.
 
-    Parameters
-    ----------
-    rows : one per head, from `heads.evaluate` or WiSE-FT
-    against
-        ``published`` for all figures of the package; ``published:WORD[,WORD...]`` with the name of a file (to use only
-        its figures) or of a model (for rows of a fine-tuned model, whose folder name does not say); or a TOML file of
-        your own figures.
-    prompts : template set of the zero-shot rows, if known
-
-    Returns
-    -------
-    In the order of the rows. Where preprocessing or prompts are known to differ, `Comparison.other` says so.
-
-    Raises
-    ------
-    HeadError
-        For an unknown word or a file that cannot be read.
+    `against` is ``published`` for all figures of the package; ``published:WORD[,WORD...]`` with the name of a file (to
+    use only its figures) or of a model (for rows of a fine-tuned model, whose folder name does not say); or a TOML file
+    of your own figures. `prompts` is the template set of the zero-shot rows, if known. Where preprocessing or prompts
+    are known to differ, `Comparison.other` says so. HeadError for an unknown word or a file that cannot be read.
     """
     figures, model = _chosen(against)
     by_place: dict[tuple[str, str], list[Figure]] = {}
@@ -279,9 +219,9 @@ def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts:
         for name, _, metric in keys:
             names = known | {plain_dataset(name): name}
             for figure in by_place.get((plain_dataset(name), metric), ()):
-                parts = [names.get(plain_dataset(part)) for part in figure.datasets]
-                measured = mean_of(row, [part for part in parts if part is not None], metric)
-                if measured is None or None in parts or not _same(row, figure, of_row):
+                parts = [names[plain] for part in figure.datasets if (plain := plain_dataset(part)) in names]
+                measured = mean_of(row, parts, metric)
+                if measured is None or len(parts) < len(figure.datasets) or not _same(row, figure, of_row):
                     continue
                 shown = name if len(parts) == 1 else f"mean of {len(parts)}"
                 found.append(Comparison(label_of(row), shown, measured, figure, _other(row, figure, prompts)))
@@ -299,18 +239,16 @@ def _chosen(against: str) -> tuple[list[Figure], str | None]:
             )
         return read_figures(against), None
     figures = published_figures()
-    files, models = ({figure.file for figure in figures}, {plain_model(figure.model) for figure in figures})
+    files, models = {figure.file for figure in figures}, {figure.model for figure in figures}
     wanted, model = set(), None
     for word in words.split(",") if colon else ():
         if word in files:
             wanted.add(word)
-        elif plain_model(word) in models:
+        elif plain_model(word) in map(plain_model, models):
             model = plain_model(word)
         else:
-            shown = sorted({figure.model for figure in figures})
-            raise HeadError(f"--against {against}: {word!r} is none of {', '.join([*sorted(files), *shown])}")
-    chosen = [figure for figure in figures if (figure.file in wanted if wanted else not figure.on_request)]
-    return chosen, model
+            raise HeadError(f"--against {against}: {word!r} is none of {', '.join([*sorted(files), *sorted(models)])}")
+    return [figure for figure in figures if (figure.file in wanted if wanted else not figure.on_request)], model
 
 
 def _model_of(row: Row) -> str:
@@ -320,8 +258,6 @@ def _model_of(row: Row) -> str:
 def plain_model(name: str) -> str:
     """Canonical form of a model name, which includes the weights unless they are OpenAI's.
 
-    Examples
-    --------
     >>> plain_model("ViT-B-16-quickgelu/openai/central-crop"), plain_model("ViT-B/16"), plain_model("ViT-L/14@336px")
     ('vitb16', 'vitb16', 'vitl14336')
     >>> plain_model("ViT-B-16/laion2b_s34b_b88k")
@@ -334,14 +270,11 @@ def plain_model(name: str) -> str:
 def plain_dataset(name: str) -> str:
     """Canonical form of a data set name (featcache's, WiSE-FT's or Lipsum-FT's), without the split.
 
-    Examples
-    --------
     >>> plain_dataset("ImageNetV2"), plain_dataset("imagenet-v2/test"), plain_dataset("DomainNetReal_x224")
     ('imagenetv2', 'imagenetv2', 'domainnetreal')
     """
-    return re.sub(r"[^a-z0-9]", "", name.partition("/")[0].lower().removesuffix("_x224")).removesuffix(
-        "matchedfrequency"
-    )
+    plain = re.sub(r"[^a-z0-9]", "", name.partition("/")[0].lower().removesuffix("_x224"))
+    return plain.removesuffix("matchedfrequency")
 
 
 def _same(row: Row, figure: Figure, model: str) -> bool:
@@ -355,8 +288,6 @@ def _same(row: Row, figure: Figure, model: str) -> bool:
 def method_of(row: Row) -> tuple[str | None, float]:
     """The method of a row, one of `METHODS` or None, and its interpolation coefficient; at 0 all are zero-shot.
 
-    Examples
-    --------
     >>> method_of({"head": "zero_shot"}), method_of({"head": "zero_shot+ridge", "alpha": 0.5})
     (('zero_shot', 0.0), ('linear', 0.5))
     >>> method_of({"alpha": 0.5, "freeze_encoder": False, "results_db": "results.jsonl"})   # WiSE-FT's own row
@@ -411,9 +342,8 @@ def comparison_text(found: Sequence[Comparison], rows: Sequence[Row] = ()) -> st
             f"no published figure for these results (model: {models}); --against published:MODEL says which of "
             "OpenAI's models they are of, benchmarks/published has all figures"
         )
-    text = aligned_lines([HEADER, *comparison_cells(found)])
     beyond = [one for one in found if one.beyond]
     alike = sum(not one.other for one in found)
-    tail = f"{len(beyond)} of {alike} differences in like settings are beyond their tolerance"
+    tail = f"{len(beyond)} of {alike} differences in comparable settings are beyond their tolerance"
     tail += "".join(sorted({f"; ! {one.figure.metric}: {one.text(one.figure.tolerance)}" for one in beyond}))
-    return "\n".join([*text, tail])
+    return "\n".join([*aligned_lines([HEADER, *comparison_cells(found)]), tail])

@@ -1,4 +1,4 @@
-"""Charts of a page: pixel positions of ticks, lines and marks, which the template draws as SVG."""
+"""Charts of the page: pixel positions of ticks, lines and marks, which the template draws as SVG."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from heads.report.rows import alpha_of, curve_of, datasets_of, label_of, paths_o
 
 WIDTH, HEIGHT = 400, 310
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 46
+X, Y = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)  # pixels of both ends of an axis
 COLOURS = 8
 SHAPES = ("circle", "square", "triangle", "cross")
 MOST_IN_LEGEND = 14
@@ -26,7 +27,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Mark:
-    """A point at (x, y): its shape, and the lines that hovering shows."""
+    """A point at (x, y); `tip` is shown when the pointer is over it."""
 
     x: float
     y: float
@@ -38,7 +39,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """A line, its marks, and the band of its spread, as the points of SVG's polyline and polygon."""
+    """A line, the band of its spread (both as points of SVG's polyline and polygon), and its marks."""
 
     name: str
     colour: int
@@ -73,33 +74,18 @@ class Chart:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines to draw: a path over C, shots, or updates.
-
-    Attributes
-    ----------
-    title, x_label, y_label : text
-    lines : points (x, y) of each line by name, ascending in x
-    spread : standard deviation at each point by name, if known
-    log : whether the x axis is logarithmic
-    """
+    """Lines to draw: a path over C, shots, or updates."""
 
     title: str
     x_label: str
     y_label: str
-    lines: Mapping[str, Points]
-    spread: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    log: bool = False
+    lines: Mapping[str, Points]  # by name, ascending in x
+    spread: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # standard deviations, by line
+    log: bool = False  # whether the x axis is logarithmic
 
 
 class Axis:
-    """A scale from values to pixels.
-
-    Parameters
-    ----------
-    low, high : the values at both ends
-    start, stop : their pixels
-    kind : "linear", "log" or "logit"
-    """
+    """A scale, "linear", "log" or "logit", from the values `low` to `high` to the pixels `start` to `stop`."""
 
     def __init__(self, low: float, high: float, start: float, stop: float, kind: str = "linear") -> None:
         self.kind, self.low, self.high = kind, low, high
@@ -118,16 +104,13 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Pixels and texts of round values."""
         if self.kind == "logit":
-            found = [(t, f"{100 * t:g}") for t in _logit_ticks(self)]
-        elif self.kind == "log":
-            found = [(t, f"{t:g}") for t in _log_ticks(self.low, self.high)]
-        else:
-            found = [(t, f"{t:g}") for t in _round_ticks(self.low, self.high)]
-        return [(self(value), text) for value, text in found]
+            return [(self(value), f"{100 * value:g}") for value in _logit_ticks(self)]
+        found = _log_ticks(self.low, self.high) if self.kind == "log" else _round_ticks(self.low, self.high)
+        return [(self(value), f"{value:g}") for value in found]
 
 
 def _logit_ticks(axis: Axis) -> list[float]:
-    """Fractions to label: every 5 points, and points between where fewer than 4 have room."""
+    """Fractions to label: every 5 points, or a finer step where fewer than 4 have room."""
     kept: list[float] = []
     for step in STEPS:
         inside = {n * step / 100 for n in range(1, round(100 / step))} | {p / 100 for p in OUTER}
@@ -138,7 +121,7 @@ def _logit_ticks(axis: Axis) -> list[float]:
 
 
 def _apart(axis: Axis, values: Sequence[float], least: float = 22.0) -> list[float]:
-    """The values whose labels do not touch, from the middle of the axis outwards."""
+    """The values whose labels do not overlap, from the middle of the axis outwards."""
     kept: list[float] = []
     for value in sorted(values, key=lambda v: (round(200 * v) % 10 != 0, abs(v - (axis.low + axis.high) / 2))):
         if all(abs(axis(value) - axis(other)) >= least for other in kept):
@@ -170,26 +153,19 @@ def _log_ticks(low: float, high: float, most: int = 8) -> list[float]:
     return found[:: math.ceil(len(found) / most)]
 
 
-def _x_axis(values: Sequence[float], kind: str = "linear") -> Axis:
-    return Axis(*_limits(values, kind), LEFT, WIDTH - RIGHT, kind)
-
-
-def _y_axis(values: Sequence[float], kind: str = "linear") -> Axis:
-    return Axis(*_limits(values, kind), HEIGHT - BOTTOM, TOP, kind)
-
-
-def _limits(values: Sequence[float], kind: str) -> tuple[float, float]:
-    """Both ends of an axis, with a margin around the values."""
+def _axis(values: Sequence[float], ends: tuple[float, float], kind: str = "linear") -> Axis:
+    """An axis with a margin around the values."""
     found = np.asarray(values, np.float64)
     if kind == "logit":
         z = logit(np.clip(found, EDGE, 1 - EDGE))
-        margin = max(0.09 * float(np.ptp(z)), 0.12)
+        margin = max(0.09 * np.ptp(z), 0.12)
         low, high = expit([z.min() - margin, z.max() + margin])
-        return float(low), float(high)
-    if kind == "log":
-        return float(found.min()) / 1.1, float(found.max()) * 1.1
-    margin = 0.06 * float(np.ptp(found)) or 0.05 * abs(float(found.max())) or 0.5
-    return float(found.min()) - margin, float(found.max()) + margin
+    elif kind == "log":
+        low, high = found.min() / 1.1, found.max() * 1.1
+    else:
+        margin = 0.06 * np.ptp(found) or 0.05 * abs(found.max()) or 0.5
+        low, high = found.min() - margin, found.max() + margin
+    return Axis(float(low), float(high), *ends, kind)
 
 
 def _polyline(pairs: Sequence[tuple[float, float]]) -> str:
@@ -198,31 +174,31 @@ def _polyline(pairs: Sequence[tuple[float, float]]) -> str:
 
 def robustness_chart(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str = "top1") -> Chart | None:
     """In-distribution against one shifted data set, or the mean of several, on logit scales; None without such rows."""
-    found = [(row, point) for row in rows if (point := point_of(row, first, shifted, metric)) is not None]
-    if not found:
+    kept = [row for row in rows if point_of(row, first, shifted, metric) is not None]
+    points = [point for row in kept if (point := point_of(row, first, shifted, metric)) is not None]
+    if not kept:
         return None
     shown = metric_of(metric)
     over = shifted[0] if len(shifted) == 1 else f"mean of {len(shifted)} shifted data sets"
-    x = _x_axis([point[0] for _, point in found], "logit")
-    y = _y_axis([point[1] for _, point in found], "logit")
+    x, y = _axis([px for px, _ in points], X, "logit"), _axis([py for _, py in points], Y, "logit")
 
     def mark(row: Row, shape: str, label: str = "") -> Mark:
-        at = point_of(row, first, shifted, metric) or (0.0, 0.0)
-        values = "\n".join(f"{name} {100 * v:.2f} {shown.unit}" for name, v in zip((first, over), at, strict=True))
-        return Mark(x(at[0]), y(at[1]), shape, f"{label_of(row)}\n{values}", label)
+        px, py = point_of(row, first, shifted, metric) or (0.0, 0.0)
+        tip = f"{label_of(row)}\n{first} {100 * px:.2f} {shown.unit}\n{over} {100 * py:.2f} {shown.unit}"
+        return Mark(x(px), y(py), shape, tip, label)
 
     series = _no_drop(x, y)
-    paths = paths_of([row for row, _ in found])
+    paths = paths_of(kept)
     for number, (name, path) in enumerate(paths.items()):
         marks = [mark(row, *_alpha_shape(alpha_of(row) or 0.0)) for row in path]
         series.append(Series(f"{name}, by α", number % COLOURS, _polyline([(m.x, m.y) for m in marks]), marks=marks))
-    for place, (name, group) in enumerate(_by_shots([row for row, _ in found]).items(), start=len(paths)):
+    for place, (name, group) in enumerate(_by_shots(kept).items(), start=len(paths)):
         marks = [mark(row, SHAPES[place // COLOURS % len(SHAPES)]) for row in group]
-        line = _polyline([(m.x, m.y) for m in marks]) if len({row.get("shots") for row in group}) == len(group) else ""
-        series.append(Series(name, place % COLOURS, line if len(group) > 1 else "", marks=marks))
-    unit = f"{shown.unit}, logit scale"
-    title = f"{shown.title} on {over}"
-    return Chart(title, f"{first} ({unit})", f"{over} ({unit})", x.ticks(), y.ticks(), series)
+        joined = len({row.get("shots") for row in group}) == len(group) > 1
+        line = _polyline([(m.x, m.y) for m in marks]) if joined else ""
+        series.append(Series(name, place % COLOURS, line, marks=marks))
+    unit = f"({shown.unit}, logit scale)"
+    return Chart(f"{shown.title} on {over}", f"{first} {unit}", f"{over} {unit}", x.ticks(), y.ticks(), series)
 
 
 def _by_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -242,12 +218,10 @@ def _alpha_shape(alpha: float) -> tuple[str, str]:
 
 
 def _no_drop(x: Axis, y: Axis) -> list[Series]:
-    """The diagonal of equal accuracy, if it crosses the frame."""
+    """The diagonal of equal accuracy, if it crosses the frame; it is straight, as both axes have one scale."""
     low, high = max(x.low, y.low), min(x.high, y.high)
-    if low >= high:
-        return []
-    ends = [(x(p), y(p)) for p in (low, high)]  # straight, as both axes have one scale
-    return [Series("no drop", COLOURS, _polyline(ends), kind="dashed")]
+    line = _polyline([(x(p), y(p)) for p in (low, high)])
+    return [Series("no drop", COLOURS, line, kind="dashed")] if low < high else []
 
 
 def alpha_charts(rows: Sequence[Row], datasets: Sequence[str], metrics: Sequence[str], most: int = 6) -> list[Chart]:
@@ -273,27 +247,22 @@ def curve_chart(curve: Curve, best: object = None) -> Chart:
     spreads = [s for found in curve.spread.values() for s in found if s is not None]
     edge = max(spreads, default=0.0)
     log = curve.log and min(px for px, _ in flat) > 0
-    x = _x_axis([px for px, _ in flat], "log" if log else "linear")
+    x = _axis([px for px, _ in flat], X, "log" if log else "linear")
     bounds = (0.0, 100.0) if curve.y_label.endswith("(%)") else (-math.inf, math.inf)
-    y = _y_axis([min(max(py + sign * edge, bounds[0]), bounds[1]) for _, py in flat for sign in (-1, 1)])
+    y = _axis([min(max(py + sign * edge, bounds[0]), bounds[1]) for _, py in flat for sign in (-1, 1)], Y)
     series = []
     for number, (name, line) in enumerate(curve.lines.items()):
         spread = curve.spread.get(name, [None] * len(line))
-        pixels = [(x(px), y(py)) for px, py in line]
         winner = best(line, key=lambda point: point[1]) if callable(best) else None
-        marks = [
-            Mark(x(px), y(py), "circle", _tip(name, curve, px, py, s), size=1.0 if (px, py) == winner else 0.6)
-            for (px, py), s in zip(line, spread, strict=True)
-        ]
-        shape = _band(line, spread, x, y, bounds)
+        marks = []
+        for (px, py), s in zip(line, spread, strict=True):
+            around = "" if s is None else f" ± {s:.3g}"
+            tip = f"{name}\n{curve.x_label} {px:g}\n{curve.y_label} {py:.4g}{around}"
+            marks.append(Mark(x(px), y(py), "circle", tip, size=1.0 if (px, py) == winner else 0.6))
+        drawn = _polyline([(mark.x, mark.y) for mark in marks])
         kind = "strong" if number == 0 and len(curve.lines) > 1 else ""
-        series.append(Series(name, number % COLOURS, _polyline(pixels), shape, marks, kind))
+        series.append(Series(name, number % COLOURS, drawn, _band(line, spread, x, y, bounds), marks, kind))
     return Chart(curve.title, curve.x_label, curve.y_label, x.ticks(), y.ticks(), series)
-
-
-def _tip(name: str, curve: Curve, x: float, y: float, spread: float | None) -> str:
-    around = "" if spread is None else f" ± {spread:.3g}"
-    return f"{name}\n{curve.x_label} {x:g}\n{curve.y_label} {y:.4g}{around}"
 
 
 def _band(line: Points, spread: Sequence[float | None], x: Axis, y: Axis, bounds: tuple[float, float]) -> str:
@@ -308,20 +277,14 @@ def _band(line: Points, spread: Sequence[float | None], x: Axis, y: Axis, bounds
 
 def reliability_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float, int]]]) -> Chart:
     """Accuracy against confidence, bin by bin: (confidence, accuracy, rows); the area of a mark grows with its rows."""
-    x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, HEIGHT - BOTTOM, TOP)
+    x, y = Axis(0, 1, *X), Axis(0, 1, *Y)
     series = [Series("calibrated", COLOURS, _polyline([(x(0), y(0)), (x(1), y(1))]), kind="dashed")]
     for number, (name, bins) in enumerate(lines.items()):
         total = sum(rows for *_, rows in bins) or 1
-        marks = [
-            Mark(
-                x(confidence),
-                y(accuracy),
-                "circle",
-                f"{name}\nconfidence {100 * confidence:.1f} %\naccuracy {100 * accuracy:.1f} %\n{rows:,} rows",
-                size=0.5 + 2 * math.sqrt(rows / total),
-            )
-            for confidence, accuracy, rows in bins
-        ]
+        marks = []
+        for confidence, accuracy, rows in bins:
+            tip = f"{name}\nconfidence {100 * confidence:.1f} %\naccuracy {100 * accuracy:.1f} %\n{rows:,} rows"
+            marks.append(Mark(x(confidence), y(accuracy), "circle", tip, size=0.5 + 2 * math.sqrt(rows / total)))
         series.append(Series(name, number, _polyline([(m.x, m.y) for m in marks]), marks=marks, kind="faint"))
     percent = [(value, f"{100 * value:.0f}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0)]
     ticks = [(x(v), text) for v, text in percent], [(y(v), text) for v, text in percent]

@@ -1,12 +1,12 @@
-"""Details of one head on each store: calibration, results by class, and the most frequent confusions."""
+"""Details of a head on each store (calibration, classes, confusions), and where stores and heads come from."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -21,26 +21,28 @@ from featcache.progress import format_bytes
 from featcache.store import ImageStore
 from featcache.store.protocol import Derived, FeatureTable
 from heads.evaluation.evaluate import subsets_of
-from heads.evaluation.passes import ClassSubset, jobs_for, valid_rows
+from heads.evaluation.metrics import Row
+from heads.evaluation.passes import ClassSubset, Job, jobs_for
 from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
-from heads.kernels.calibration_bins import CALIBRATION_BINS
 from heads.kernels.tally import RowStats, Tally, stats_of_arrays
+from heads.report.rows import alpha_of, label_of
 from heads.rows.samples import to_numpy
 
 Subset: TypeAlias = Sequence[int] | Projection | None
+Integers: TypeAlias = NDArray[np.integer]
 
 BLOCK_ROWS = 4096
 PIXELS = 64
-MOST_CONFUSIONS, MOST_PICTURES = 12, 3
+MOST_CONFUSIONS, MOST_PICTURES, MOST_FACTS = 12, 3, 30
 CHANGED = "the images have changed since they were encoded"
 LOCAL = ("arrays", "collection", "coop", "digits", "imagefolder", "imagenet", "list", "table", "tfds", "torchvision")
-"""Sources whose images are read again for thumbnails: those that never reach for the network."""
+"""Sources that never use the network; their images are read again for thumbnails."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Calibration of a head: (mean confidence, accuracy, rows) of each bin, its calibration error, and its NLL."""
+    """Calibration of a head; `bins` are (mean confidence, accuracy, rows)."""
 
     bins: tuple[tuple[float, float, int], ...]
     ece: float
@@ -61,36 +63,17 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Detail:
-    """Details of a head on one store.
-
-    Attributes
-    ----------
-    head, dataset : names
-    classnames : C
-    class_rows, class_hits : (C,) rows of each class, and correctly predicted ones
-    confusions : the most frequent confusions of two classes
-    reliability, calibrated : before and after a temperature fitted on a selection split; None without one
-    no_pictures : why the confusions have no pictures
-    """
+    """Details of a head on one store."""
 
     head: str
     dataset: str
     classnames: tuple[str, ...]
-    class_rows: NDArray[np.int64]
-    class_hits: NDArray[np.int64]
-    confusions: tuple[Confusion, ...]
+    class_rows: NDArray[np.int64]  # (C,) rows of each class
+    class_hits: NDArray[np.int64]  # (C,) correctly predicted ones
+    confusions: tuple[Confusion, ...]  # the most frequent
     reliability: Reliability
-    calibrated: Reliability | None = None
-    no_pictures: str = ""
-
-
-@dataclass
-class _Seen:
-    """Labels, predicted classes and statistics of the rows so far."""
-
-    labels: list[NDArray[np.integer]] = field(default_factory=list)
-    predicted: list[NDArray[np.integer]] = field(default_factory=list)
-    tallies: list[Tally] = field(default_factory=list)
+    calibrated: Reliability | None = None  # with a temperature fitted on a selection split
+    no_pictures: str = ""  # why the confusions have none
 
 
 def head_details(
@@ -101,15 +84,9 @@ def head_details(
     class_subset: ClassSubset = None,
     calibrated: LogitHead | None = None,
 ) -> list[Detail]:
-    """One more pass over each store, for one head.
+    """Details of a head, in one more pass over each store; `names` are those of the stores in results rows.
 
-    Parameters
-    ----------
-    head : fitted head
-    stores : image stores
-    names : names of the stores in results rows
-    class_subset : as in `heads.evaluate`
-    calibrated : the head with another temperature, for the second reliability diagram
+    `calibrated` is the head with another temperature, for the second reliability diagram.
     """
     subsets = subsets_of(stores, names, class_subset)
     return [
@@ -135,49 +112,71 @@ def store_facts(stores: Sequence[FeatureTable], names: Sequence[str]) -> dict[st
     return facts
 
 
+def provenance_facts(rows: Sequence[Row]) -> dict[str, str]:
+    """Model and parameters of the first `MOST_FACTS` heads, and the splits they were fitted and chosen on."""
+    facts: dict[str, str] = {}
+    for row in rows:
+        params = row.get("params") or row.get("setting")
+        texts = [str(row.get("encoder") or row.get("model") or "")]
+        for key, value in params.items() if isinstance(params, Mapping) else ():
+            text = f"{key} {_short(value)}"
+            texts += [text if len(text) <= 60 else f"{text[:59]}…"] if value is not None else []
+        for key, verb in (("fitted_on", "fitted on"), ("chosen_on", "chosen on")):
+            splits = [split for split in row.get(key) or () if isinstance(split, dict)]
+            names = [f"{s.get('name')}/{s['split']}" if s.get("split") else f"texts/{s.get('name')}" for s in splits]
+            texts += [f"{verb} {' + '.join(names)}"] if names else []
+        if any(texts) and (alpha_of(row) is None or row.get("chosen_on")):
+            facts.setdefault(label_of(row), "; ".join(filter(None, texts)))
+        if len(facts) >= MOST_FACTS:
+            break
+    return facts
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_short, value))
+    if isinstance(value, Mapping):
+        return str(value.get("head", "…"))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def _detail(head: LogitHead, store: FeatureTable, name: str, subset: Subset, calibrated: LogitHead | None) -> Detail:
-    seen = _seen(head, store, subset)
-    tally = Tally.joined(seen.tallies)
-    labels, predicted = np.concatenate(seen.labels), np.concatenate(seen.predicted)
-    classnames = jobs_for([head], store, subset)[0].head.classnames
+    (job,) = jobs_for([head], store, subset)
+    classnames = job.head.classnames
+    tally, labels, predicted = _predicted(job, store)
     pairs, why = _pairs(labels, predicted, store)
     confusions = tuple(
         Confusion(name, classnames[label], classnames[guess], n, int(tally.class_rows[label]), pictures)
         for label, guess, n, pictures in pairs
     )
-    after = None if calibrated is None else _reliability(Tally.joined(_seen(calibrated, store, subset).tallies))
-    return Detail(
-        head.name, name, classnames, tally.class_rows, tally.class_hits[0], confusions, _reliability(tally), after, why
-    )
+    before, after = _reliability(tally), None
+    if calibrated is not None:
+        after = _reliability(_predicted(jobs_for([calibrated], store, subset)[0], store)[0])
+    return Detail(head.name, name, classnames, tally.class_rows, tally.class_hits[0], confusions, before, after, why)
 
 
-def _seen(head: LogitHead, store: FeatureTable, subset: Subset) -> _Seen:
-    (job,) = jobs_for([head], store, subset)
-    seen = _Seen()
+def _predicted(job: Job, store: FeatureTable) -> tuple[Tally, Integers, Integers]:
+    """Tally, labels (N',) and predicted classes (N',) of the valid rows of a store."""
+    tallies, labels, predicted = [], [], []
     for features, found in store.blocks(BLOCK_ROWS):
-        labels = np.array(job.positions(to_numpy(found), store))  # blocks reuse their buffer
-        stats = stats_of_arrays(job.head.logits(to_numpy(features)), labels, predicted=True)
-        guesses = stats.predicted
-        seen.labels.append(labels)
-        seen.predicted.append(np.zeros(0, np.int64) if guesses is None else guesses.cpu().numpy())
-        rows = RowStats.stack([stats._replace(predicted=None)])
-        seen.tallies.append(Tally.of_rows(rows, labels, len(job.head.classnames)))
-    return seen
+        labels.append(np.array(job.positions(to_numpy(found), store)))  # blocks reuse their buffer
+        logits = job.head.logits(to_numpy(features))
+        predicted.append(logits.argmax(axis=1))
+        rows = RowStats.stack([stats_of_arrays(logits, labels[-1])])
+        tallies.append(Tally.of_rows(rows, labels[-1], len(job.head.classnames)))
+    return Tally.joined(tallies), np.concatenate(labels), np.concatenate(predicted)
 
 
 def _reliability(tally: Tally) -> Reliability:
     rows, hits, confidence = tally.bin_rows[0], tally.bin_hits[0], tally.bin_confidence[0]
-    bins = tuple(
-        (float(confidence[b] / rows[b]), float(hits[b] / rows[b]), int(rows[b]))
-        for b in range(CALIBRATION_BINS)
-        if rows[b]
-    )
+    filled = np.flatnonzero(rows)
+    bins = zip(confidence[filled] / rows[filled], hits[filled] / rows[filled], rows[filled], strict=True)
     (result,) = tally.results()
-    return Reliability(bins, result["ece"], result["nll"])
+    return Reliability(tuple((float(c), float(h), int(n)) for c, h, n in bins), result["ece"], result["nll"])
 
 
 def _pairs(
-    labels: NDArray[np.integer], predicted: NDArray[np.integer], store: FeatureTable
+    labels: Integers, predicted: Integers, store: FeatureTable
 ) -> tuple[list[tuple[int, int, int, tuple[str, ...]]], str]:
     """Label, predicted class, rows and pictures of the most frequent confusions; why pictures are missing."""
     wrong = np.flatnonzero(labels != predicted)
@@ -187,7 +186,7 @@ def _pairs(
     pairs, counts = np.unique(places, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:MOST_CONFUSIONS]
     dataset, why = _source_of(store)
-    rows = valid_rows(store)[wrong]
+    rows = np.flatnonzero(store.valid)[wrong]
     found = []
     for place in order:
         label, guess = (int(c) for c in pairs[place])
@@ -202,14 +201,14 @@ def _pairs(
 def _source_of(store: FeatureTable) -> tuple[Dataset | None, str]:
     """The data set that a store was encoded from, or why it is not available."""
     opened = store.provenance.get("data")
-    if not isinstance(opened, dict) or not isinstance(opened.get("spec"), str):
+    if not isinstance(opened, dict) or not isinstance(spec := opened.get("spec"), str):
         return None, "the store does not say where its images are"
-    spec, name = opened["spec"], opened.get("name")
-    if spec.partition(":")[0] not in LOCAL or "://" in spec:
-        return None, f"images of {spec.partition(':')[0]} sources are not read again"
+    source, labels = spec.partition(":")[0], str(opened.get("labels") or "names")
+    if source not in LOCAL or "://" in spec:
+        return None, f"images of {source} sources are not read again"
     try:
         with contextlib.chdir(str(opened.get("folder") or ".")):
-            found = open_datasets(spec, store.split, labels=str(opened.get("labels") or "names"), name=name)
+            found = open_datasets(spec, store.split, labels=labels, name=opened.get("name"))
     except (FeatcacheError, OSError, ValueError):
         return None, "the images are no longer where they were encoded from"
     for dataset in found:
@@ -219,13 +218,15 @@ def _source_of(store: FeatureTable) -> tuple[Dataset | None, str]:
 
 
 def _pictures(dataset: Dataset, store: FeatureTable, rows: Sequence[int]) -> Iterator[str]:
-    """Data URLs of some samples, at most `PIXELS` wide and high; of those whose content is what was encoded."""
+    """Data URLs of samples whose content is still what was encoded, at most `PIXELS` wide and high."""
     base = store.origin if isinstance(store, Derived) else store
     for row in rows:
         try:
             content = dataset.read(row)
-            if isinstance(base, ImageStore) and _content(base, row) != xxhash.xxh3_128_digest(content):
-                continue
+            if isinstance(base, ImageStore):
+                (digest,) = base.reader("content").gather(np.array([row]))
+                if digest.tobytes() != xxhash.xxh3_128_digest(content):
+                    continue
             picture = to_rgb(dataset.decode(content, row))
         except (FeatcacheError, OSError, ValueError):
             continue
@@ -233,11 +234,5 @@ def _pictures(dataset: Dataset, store: FeatureTable, rows: Sequence[int]) -> Ite
         image = image.convert("RGB")
         image.thumbnail((PIXELS, PIXELS))
         file, kind = io.BytesIO(), "PNG" if max(image.size) <= PIXELS // 2 else "JPEG"
-        image.save(file, kind, **({} if kind == "PNG" else {"quality": 75}))
+        image.save(file, kind, quality=75)  # PNG ignores the quality
         yield f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _content(store: ImageStore, row: int) -> bytes:
-    """Digest of a sample's content when it was encoded."""
-    digest: bytes = store.reader("content").gather(np.array([row]))[0].tobytes()
-    return digest

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heads.evaluation.metrics import METRICS, Row, metric_of
+from heads.evaluation.metrics import METRICS, Row
 from heads.report.rows import alpha_of, choose_datasets, datasets_of, label_of
-from heads.report.tables import bold_cells, markdown_table, table_text
+from heads.report.tables import best_marked, markdown_table, table_text
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Selection of results to show.
+    """Which results to show."""
 
-    Attributes
-    ----------
-    datasets : data sets, in order; None for all in the rows
-    reference : the in-distribution data set; None for the first
-    metrics : metrics, one table each; those that the rows lack are left out
-    width : maximal number of characters per line of text
-    """
-
-    datasets: Sequence[str] | None = None
-    reference: str | None = None
-    metrics: Sequence[str] = ("top1", "nll")
-    width: int = 110
+    datasets: Sequence[str] | None = None  # in order; None for all in the rows
+    reference: str | None = None  # the in-distribution data set; None for the first
+    metrics: Sequence[str] = ("top1", "nll")  # one table each; those that the rows lack are left out
+    width: int = 110  # most characters per line of text
 
     def places(self, rows: Sequence[Row], metric: str) -> tuple[str, list[str]]:
         """The in-distribution data set and the shifted ones, as `choose_datasets`."""
@@ -50,8 +42,6 @@ def as_csv(rows: Sequence[Row], shown: Shown) -> str:
 
     Every metric is written, not only those shown.
 
-    Examples
-    --------
     >>> print(as_csv([{"head": "ridge", "encoder": "tiny", "digits:top1": 0.5}], Shown()))
     head,alpha,model,digits:top1
     ridge,,tiny,0.5
@@ -82,8 +72,6 @@ def as_markdown(rows: Sequence[Row], shown: Shown) -> str:
 def as_latex(rows: Sequence[Row], shown: Shown) -> str:
     r"""A ``tabular`` per metric, with booktabs' rules; the best of each column bold.
 
-    Examples
-    --------
     >>> print(as_latex([{"head": "zero_shot", "a:top1": 0.8}, {"head": "ridge", "a:top1": 0.9}], Shown()))
     % \usepackage{booktabs}
     \begin{tabular}{lr}
@@ -96,33 +84,28 @@ def as_latex(rows: Sequence[Row], shown: Shown) -> str:
     \end{tabular}
     <BLANKLINE>
     """
-    parts = [r"% \usepackage{booktabs}"]
-    for metric in shown.present(rows):
-        metric_shown = metric_of(metric)
-        cells = bold_cells(rows, *_places(rows, shown, metric), metric, best=r"\textbf{{{}}}")
-        head = [f"{metric_shown.title}, {metric_shown.unit}", *cells]
-        lines = [[label_of(row), *(column[i] for column in cells.values())] for i, row in enumerate(rows)]
-        parts.append(latex_table(head, lines))
-    return "\n".join(parts) + "\n"
+    tables = [
+        latex_table(*best_marked(rows, *_places(rows, shown, metric), metric, best=r"\textbf{{{}}}"))
+        for metric in shown.present(rows)
+    ]
+    return "\n".join([r"% \usepackage{booktabs}", *tables]) + "\n"
 
 
 def latex_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A ``tabular`` with one text column and number columns; the numbers may contain LaTeX commands."""
-    body = [_latex_line([latex_text(first), *cells]) for first, *cells in lines]
-    top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", _latex_line(map(latex_text, header))]
-    return "\n".join([*top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+    cells = [map(latex_text, header), *([latex_text(first), *others] for first, *others in lines)]
+    top, *body = (" & ".join(line) + r" \\" for line in cells)
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
+    return "\n".join([begin, r"\toprule", top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
 
 def latex_text(text: str) -> str:
-    r"""A name as LaTeX shows it: one line, without commands.
+    r"""A name as one line of LaTeX without commands.
 
-    Examples
-    --------
     >>> print(latex_text("a_b & 50% α=1"))
     a\_b \& 50\% $\alpha$=1
     """
-    line = "".join(char if char.isprintable() else " " for char in text)
-    return "".join(LATEX.get(char, char) for char in line)
+    return "".join(LATEX.get(char, char if char.isprintable() else " ") for char in text)
 
 
 LATEX = {
@@ -137,12 +120,8 @@ LATEX = {
 }
 
 
-def _latex_line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
 def _places(rows: Sequence[Row], shown: Shown, metric: str) -> tuple[str, list[str]]:
-    """The data sets that have a metric; if the reference does not, the first of them takes its place."""
+    """The data sets that have a metric; the first of them is the reference if the reference lacks it."""
     first, shifted = shown.places(rows, shown.metrics[0])
     known = [name for name in (first, *shifted) if name in datasets_of(rows, metric)]
     return choose_datasets(rows, known, known[0], metric) if known else (first, shifted)

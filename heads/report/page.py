@@ -14,10 +14,7 @@ from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of, 
 from heads.report.tables import markdown_lines, markdown_table, markdown_text
 from heads.report.web import Background, write_page
 
-PAGE, MARKDOWN, TABLES = "report.html", "report.md", "report"
-ROBUSTNESS = "accuracy.png"
-OF_SHIFT = "accuracy-{}.png"
-NLL = "nll-{}.png"
+PAGE = "report.html"
 
 
 def write_report(
@@ -41,13 +38,13 @@ def write_report(
     reference : the in-distribution data set; default: the first
     metrics : one table for each
     title : heading of the page
-    notes : plain text between heading and tables, such as a description of the run
-    background : further content of the page: calibration, confusions, published figures, cost, provenance
+    notes : plain text between heading and tables
+    background : further content of the page
 
     Returns
     -------
-    ``report.html``, then ``report.md``, then the plots: accuracy in-distribution against shifted, the mean and each
-    shift, and NLL against alpha for each interpolation.
+    ``report.html``, ``report.md`` and the plots: accuracy in-distribution against the mean over the shifted data sets
+    and against each, and NLL against alpha for each interpolation.
 
     Raises
     ------
@@ -69,25 +66,25 @@ def write_report(
     for number, (name, path) in enumerate(paths_of(rows).items(), start=1):
         parts += _tables(path, first, shifted, metrics, f"Interpolation {markdown_text(name)}")
         if len(path) > 1 and first in datasets_of(path, "nll"):
-            file = folder / NLL.format(number)
+            file = folder / f"nll-{number}.png"
             plots.append(plot_nll_against_alpha(rows, file, datasets=[first, *shifted], name=name))
-            parts += [f"![NLL against alpha]({file.name})"]
+            parts.append(f"![NLL against alpha]({file.name})")
     if background.published:
         parts += ["## Published figures", markdown_lines(HEADER, comparison_cells(background.published))]
-    markdown = folder / MARKDOWN
+    markdown = folder / "report.md"
     write_target(markdown, ("\n\n".join(filter(None, parts)) + "\n").encode())
     for kind, ending in ENDINGS.items():
-        write_target(folder / f"{TABLES}.{ending}", FORMATS[kind](rows, shown).encode())
+        write_target(folder / f"report.{ending}", FORMATS[kind](rows, shown).encode())
     noted = replace(background, notes=[*notes.split("\n\n"), *background.notes])
     page = write_page(rows, folder / PAGE, shown, title=title, background=noted)
     return [page, markdown, *plots]
 
 
 def _shift_plots(rows: Sequence[Row], folder: Path, first: str, shifted: Sequence[str]) -> list[Path]:
-    """Plots against the mean over shifts and, as in WiSE-FT, against each of several; only those with results."""
-    wanted = [(ROBUSTNESS, list(shifted))]
+    """Plots against the mean over shifted data sets and, as in WiSE-FT, against each, where a head has results."""
+    wanted = [("accuracy.png", list(shifted))]
     if len(shifted) > 1:
-        wanted += [(OF_SHIFT.format(file), [name]) for name, file in zip(shifted, file_names(shifted), strict=True)]
+        wanted += [(f"accuracy-{file}.png", [name]) for name, file in zip(shifted, file_names(shifted), strict=True)]
     return [
         plot_robustness(rows, folder / file, datasets=[first, *names], reference=first)
         for file, names in wanted
@@ -98,8 +95,6 @@ def _shift_plots(rows: Sequence[Row], folder: Path, first: str, shifted: Sequenc
 def file_names(names: Sequence[str]) -> list[str]:
     """Distinct parts of file names for data sets.
 
-    Examples
-    --------
     >>> file_names(["ImageNetV2", "a/b", "a b"])
     ['ImageNetV2', 'a_b', 'a_b-2']
     """
@@ -122,8 +117,7 @@ def _legend(first: str, others: Sequence[str], shifts: Sequence[str]) -> str:
 
 
 def _tables(rows: Sequence[Row], first: str, shifted: Sequence[str], metrics: Sequence[str], heading: str) -> list[str]:
-    if not rows:
-        return []
+    """The heading and a table per metric; empty if the rows have none of the metrics on the first data set."""
     tables = [
         markdown_table(rows, [first, *(name for name in shifted if name in datasets_of(rows, m))], metric=m)
         for m in metrics

@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers go on where colours repeat.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#666666")
 MARKERS = "os^vP"
+ENDS: dict[float | None, tuple[str, int]] = {0.0: ("*", 13), 1.0: ("D", 9)}  # marker and size by alpha
 INK = "#222222"
 
 EDGE = 1e-3
@@ -48,7 +49,7 @@ def plot_robustness(
     reference: str | None = None,
     metric: str = "top1",
 ) -> Path:
-    """Scatter plot of in-distribution accuracy (x) against the mean over shifted data sets (y), as in WiSE-FT.
+    """Plot accuracy on the mean over shifted data sets against accuracy in-distribution, as in WiSE-FT.
 
     Both axes are logit-scaled, log(p / (1 - p)). An interpolation is a line with a star at alpha 0 and a diamond at
     alpha 1; other heads are single points. The dashed line is equal accuracy on both.
@@ -71,14 +72,13 @@ def plot_robustness(
     Wortsman et al., Robust fine-tuning of zero-shot models, arXiv:2109.01903.
     """
     first, shifted = choose_datasets(rows, datasets, reference, metric)
-    found = [(row, point_of(row, first, shifted, metric)) for row in rows]
-    kept = [row for row, point in found if point is not None]
-    points = np.clip([point for _, point in found if point is not None], EDGE, 1 - EDGE)
-    if not kept:
+    found = [(row, point) for row in rows if (point := point_of(row, first, shifted, metric)) is not None]
+    if not found:
         raise HeadError(
             f"no head has {metric!r} on {first!r} and a shifted data set (got {shifted}); "
             "evaluate a head on two data sets or more"
         )
+    kept, points = [row for row, _ in found], np.clip([point for _, point in found], EDGE, 1 - EDGE)
     figure, axes = _figure(8.2, 5.2)
     _logit_axes(axes, points)
     _draw_paths(axes, kept, points)
@@ -102,14 +102,14 @@ def plot_nll_against_alpha(
     name: str | None = None,
     metric: str = "nll",
 ) -> Path:
-    """NLL along an interpolation of two heads, one line per data set, with a dot at each minimum.
+    """Plot NLL along an interpolation of two heads, one line per data set, with a dot at each minimum.
 
     The NLL axis is logarithmic if the values span more than a factor of ten.
 
     Parameters
     ----------
     rows, path : as in `plot_robustness`; rows without a float ``alpha`` are left out
-    datasets : data sets, one line each, the first one thick; default: all in the rows
+    datasets : one line each, the first one thick; default: all in the rows
     name : name of the interpolation; needed if the rows have several
     metric : ``nll``, or another metric
 
@@ -187,14 +187,12 @@ def _logit_axes(axes: Axes, points: Floats) -> None:
 
 def _percent_axis(axis: Axis, values: Floats) -> tuple[float, float]:
     """Set ticks in percent for fractions (n,); returns the limits."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     z = logit(values)
     margin = max(0.18 * float(np.ptp(z)), 0.25)
     low, high = (float(p) for p in expit([z.min() - margin, z.max() + margin]))
-    axis.set_major_locator(FixedLocator(percent_ticks(low, high)))
-    axis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g}"))
-    axis.set_minor_locator(NullLocator())
+    axis.set_ticks(percent_ticks(low, high))
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter(lambda p, _: f"{100 * p:g}")
     return low, high
 
 
@@ -225,20 +223,19 @@ def _draw_paths(axes: Axes, rows: Sequence[Row], points: Floats) -> None:
         axes.plot(x, y, "-d", color=colour, linewidth=1, markersize=3.5, label=f"{name}, by α")
         for row in path:
             alpha, point = alpha_of(row), where[id(row)]
-            if alpha in (0.0, 1.0):
-                axes.plot(
-                    *point, "*" if alpha == 0 else "D", color=colour, markersize=13 if alpha == 0 else 9, zorder=3
-                )
+            if alpha in ENDS:
+                marker, size = ENDS[alpha]
+                axes.plot(*point, marker, color=colour, markersize=size, zorder=3)
             if alpha in (0.0, 0.5, 1.0):
                 axes.annotate(f"{alpha:g}", point, (7, -12), textcoords="offset points", fontsize=8, color=colour)
 
 
 def _log_scale(axes: Axes, values: Floats) -> None:
     """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_yscale("log")
     axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,18 +18,14 @@ from heads.evaluation.metrics import Row
 from heads.report.rows import alpha_of, name_of
 
 NO_IDENTITY = ("current_epoch", "fit_seconds", "splits", "training_rows")
+LISTS = {"shifted_left_out", "training_rows"}  # fields with names of data sets
 LONGEST = 60  # characters of the text that distinguishes heads of the same name
 
 
 def read_rows(paths: Sequence[str | Path]) -> list[Row]:
-    """All rows of some results files, in order.
+    """All rows of results files, in order; HeadError for a file that cannot be read or has no results.
 
     An unfinished last line, left by a killed process, is skipped with a FeatcacheWarning.
-
-    Raises
-    ------
-    HeadError
-        For a file that cannot be read or has no results.
     """
     rows: list[Row] = []
     for path in paths:
@@ -73,8 +70,6 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     Rows are of the same head if name, model, alpha, parameters and splits are equal. If different heads share a name,
     what distinguishes them is appended to it.
 
-    Examples
-    --------
     >>> first, second = {"head": "ridge", "a:top1": 0.5}, {"head": "ridge", "a:top1": 0.6, "b:top1": 0.4}
     >>> latest([first, second])
     [{'head': 'ridge', 'a:top1': 0.6, 'b:top1': 0.4}]
@@ -85,12 +80,8 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         key = json.dumps(_identity(row), sort_keys=True, default=str)
         before = merged.get(key, {})
-        lists: Row = {
-            field: list(dict.fromkeys([*before.get(field, ()), *row.get(field, ())]))
-            for field in ("shifted_left_out", "training_rows")
-            if field in before or field in row
-        }
-        merged[key] = {**before, **row, **lists}
+        both = {field: [*before.get(field, ()), *row.get(field, ())] for field in LISTS & (before.keys() | row.keys())}
+        merged[key] = {**before, **row, **{field: list(dict.fromkeys(names)) for field, names in both.items()}}
     return _distinct(list(merged.values()))
 
 
@@ -99,8 +90,6 @@ def by_split(rows: Sequence[Row]) -> list[Row]:
 
     Rows without a record of their splits are left as they are.
 
-    Examples
-    --------
     >>> val = {"head": "ridge", "pets:top1": 0.9, "splits": {"pets": "pets/val"}}
     >>> test = {"head": "ridge", "pets:top1": 0.8, "splits": {"pets": "pets/test"}}
     >>> [key for row in by_split([val, test]) for key in row if ":" in key]
@@ -111,15 +100,12 @@ def by_split(rows: Sequence[Row]) -> list[Row]:
         for name, split in row.get("splits", {}).items():
             found.setdefault(name, set()).add(split)
     shared = {name for name, splits in found.items() if len(splits) > 1 or splits & (found.keys() - {name})}
-    return [
-        _renamed(row, {name: _full(name, row["splits"][name]) for name in shared & row.get("splits", {}).keys()})
-        for row in rows
-    ]
-
-
-def _full(name: str, split: str) -> str:
-    """A data set's name in results, with the split of a store."""
-    return split if name == split else f"{name}/{split.rpartition('/')[2]}"
+    renamed = []
+    for row in rows:
+        own = {name: split for name, split in row.get("splits", {}).items() if name in shared}
+        full = {name: name if name == split else f"{name}/{split.rpartition('/')[2]}" for name, split in own.items()}
+        renamed.append(_renamed(row, full))
+    return renamed
 
 
 def _renamed(row: Row, names: Mapping[str, str]) -> Row:
@@ -130,9 +116,8 @@ def _renamed(row: Row, names: Mapping[str, str]) -> Row:
     for key, value in row.items():
         name, colon, metric = key.rpartition(":")
         renamed[f"{names.get(name, name)}{colon}{metric}"] = value
-    for field in ("shifted_left_out", "training_rows"):
-        if field in row:
-            renamed[field] = [names.get(name, name) for name in row[field]]
+    for field in LISTS & row.keys():
+        renamed[field] = [names.get(name, name) for name in row[field]]
     if "shifted_worst_domain" in row:
         renamed["shifted_worst_domain"] = names.get(row["shifted_worst_domain"], row["shifted_worst_domain"])
     renamed["splits"] = {names.get(name, name): split for name, split in row["splits"].items()}
@@ -140,7 +125,7 @@ def _renamed(row: Row, names: Mapping[str, str]) -> Row:
 
 
 def _identity(row: Row) -> dict[str, object]:
-    """The fields that identify the head of a row: everything but results."""
+    """The fields of a row that identify the head."""
     return {
         key: value
         for key, value in row.items()
@@ -150,18 +135,14 @@ def _identity(row: Row) -> dict[str, object]:
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
     """The rows, with heads renamed so that their names are distinct."""
-    named: dict[tuple[str, float | None], list[Row]] = {}
-    for row in rows:
-        named.setdefault((name_of(row), alpha_of(row)), []).append(row)
-    clashing = {name for (name, _), group in named.items() if len(group) > 1}
+    uses = Counter((name_of(row), alpha_of(row)) for row in rows)
+    clashing = {name for (name, _), count in uses.items() if count > 1}
     alike = {name: [row for row in rows if name_of(row) == name] for name in clashing}
     shown: list[Row] = []
     for row in rows:
         name = name_of(row)
-        if name in clashing:
-            shown.append({**row, "head": f"{name} ({_difference(row, alike[name])})"})
-        else:
-            shown.append({**row, "head": name})
+        suffix = f" ({_difference(row, alike[name])})" if name in clashing else ""
+        shown.append({**row, "head": f"{name}{suffix}"})
     return shown
 
 

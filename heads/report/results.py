@@ -1,14 +1,14 @@
 """Results files: `results.jsonl` (one JSON object per line, append-only), per-sample results and confusion counts.
 
-Per-sample results and confusion counts are NumPy npz files or Parquet tables.
+Per-sample results and confusion counts are NumPy archives or Parquet tables:
 
-========= =============================================================================================================
-``.npz``    per sample: ``<store>/rows``, ``labels`` (N',), ``nll``, ``rank`` (H, N') and, where the store has them,
-            ``ids``; confusion: ``<store>`` (H, C, C), [label, predicted], and ``<store>/classnames``. Both: ``heads``,
-            ``alphas`` (NaN for a head that is not an interpolation)
-``.parquet`` one line per head and sample: store, head, alpha, row, id, label, nll, rank; or per head and pair of
-            classes that occurs: store, head, alpha, label, predicted, count. Classes by name and by index
-========= =============================================================================================================
+``.npz``
+    Per sample ``<store>/rows``, ``labels`` (N',), ``nll``, ``rank`` (H, N') and, where known, ``ids``; or confusion
+    counts ``<store>`` (H, C, C), [label, predicted], and ``<store>/classnames``. Both have ``heads`` and ``alphas``
+    (NaN for a head that is not an interpolation).
+``.parquet``
+    A line per head and sample: store, head, alpha, row, id, label, class, nll, rank; or per head and pair of classes
+    that occurs: store, head, alpha, label, class, predicted, predicted_class, count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,13 +30,15 @@ from featcache.errors import HeadError
 from featcache.store.places.targets import checked_target, write_target, writing
 from heads.evaluation.evaluate import Judgement
 from heads.evaluation.metrics import Row
+from heads.evaluation.multilabel import ScoreTable
+from heads.evaluation.passes import SampleTable
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     r"""Append rows to a results file atomically, also when several processes append to it at once.
 
-    The rows are written under a lock, with O_APPEND and a single write. If a killed process left an unfinished line, a
-    newline is written first. Infinity and NaN become null.
+    The rows are written under a lock, in a single write. If a killed process left an unfinished line, a newline is
+    written first. Infinity and NaN become null.
 
     Returns
     -------
@@ -64,7 +66,13 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     with writing(path, len(data)):
         descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            _append(descriptor, data)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process may be in the middle of a line
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                data = b"\n" + data
+            if os.write(descriptor, data) != len(data):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
     return len(lines)
@@ -81,17 +89,6 @@ def results_file(path: str | Path) -> Path:
     return Path(path) if str(path) == os.devnull else checked_target(path)
 
 
-def _append(descriptor: int, data: bytes) -> None:
-    """Append with one write; OSError, with the file unchanged, if the disk is full."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process may be in the middle of a line
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        data = b"\n" + data
-    if os.write(descriptor, data) != len(data):
-        os.ftruncate(descriptor, size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def _plain(value: object) -> object:
     """The value as JSON types: NumPy scalars and arrays converted, non-finite numbers None."""
     if isinstance(value, Mapping):
@@ -105,77 +102,59 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-Block = tuple[str, Row, int, dict[str, object]]
-"""Lines of one head on one store: the store's name, the head's results row, number of lines, columns."""
+Array = NDArray[np.generic]
+Block = tuple[str, Row, dict[str, Array | None]]
+"""Lines of one head on one store: the store's name, the head's results row, columns."""
 
 
 def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequence[str]] | None = None) -> Path:
     """Write NLL and rank of every head on every sample to ``.npz`` or ``.parquet``.
 
-    For multi-label heads, writes logits (H, N, L) and targets (N, L), or a line per sample and class.
-
-    Parameters
-    ----------
-    judgement : from `heads.judge` with ``per_sample=True``
-    path : file to write
-    ids : sample ids of all rows, by the name of the store in the judgement
-
-    Raises
-    ------
-    HeadError
-        For another suffix, or a judgement without per-sample results.
+    For multi-label heads, writes logits (H, N, L) and targets (N, L), or a line per sample and class. `ids` holds the
+    sample ids of all rows, by the name of the store in the judgement. HeadError for another suffix, or a judgement
+    without per-sample results.
     """
-    rows = {store: table.rows for store, table in judgement.samples.items()}
-    rows |= {store: table.rows for store, table in judgement.scores.items()}
-    if not rows:
+    if not (tables := judgement.samples | judgement.scores):
         raise HeadError("there are no per-sample results; call heads.judge with per_sample=True")
-    known = {store: np.asarray(ids[store])[places] for store, places in rows.items()} if ids else {}
-    if judgement.scores:
-        return _write_scores(judgement, Path(path), known)
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for store, table in judgement.samples.items():
-        named = {"rows": table.rows, "labels": table.labels, "nll": table.nll, "rank": table.rank}
-        arrays |= {f"{store}/{key}": value for key, value in named.items()}
-        arrays |= {f"{store}/ids": known[store]} if store in known else {}
+    known = {store: np.asarray(ids[store])[table.rows] for store, table in tables.items()} if ids else {}
+    arrays: dict[str, Array] = {}
+    for store, table in tables.items():
+        named: dict[str, Array] = {"rows": table.rows}
+        if isinstance(table, ScoreTable):
+            named |= {"targets": table.targets, "logits": table.logits, "thresholds": table.cuts}
+            named["classnames"] = np.asarray(judgement.classnames[store])
+        else:
+            named |= {"labels": table.labels, "nll": table.nll, "rank": table.rank}
+        named |= {"ids": known[store]} if store in known else {}
+        arrays |= {f"{store}/{key}": values for key, values in named.items()}
 
     def blocks() -> Iterator[Block]:
-        for store, table in judgement.samples.items():
-            names = np.asarray(judgement.classnames[store], object)
-            of_rows = {"row": table.rows, "id": known.get(store), "label": table.labels, "class": names[table.labels]}
-            for h, row in enumerate(judgement.rows):
-                yield store, row, len(table.rows), {**of_rows, "nll": table.nll[h], "rank": table.rank[h]}
+        for store, table in tables.items():
+            columns = _columns(table, np.asarray(judgement.classnames[store], object), known.get(store))
+            yield from ((store, row, of_head) for row, of_head in zip(judgement.rows, columns, strict=True))
 
-    return _write(Path(path), judgement, arrays, blocks)
+    return _write(Path(path), judgement, arrays, blocks())
 
 
-def _write_scores(judgement: Judgement, path: Path, ids: Mapping[str, NDArray[np.generic]]) -> Path:
-    """Per-sample results of multi-label heads, with the sample ids by store."""
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for store, table in judgement.scores.items():
-        arrays |= {f"{store}/rows": table.rows, f"{store}/targets": table.targets, f"{store}/logits": table.logits}
-        arrays |= {f"{store}/thresholds": table.cuts, f"{store}/classnames": np.asarray(judgement.classnames[store])}
-        arrays |= {f"{store}/ids": ids[store]} if store in ids else {}
-
-    def blocks() -> Iterator[Block]:
-        for store, table in judgement.scores.items():
-            n, classes = table.targets.shape
-            of_rows = {"row": table.rows, "id": ids.get(store)}
-            columns = {key: None if one is None else np.repeat(one, classes) for key, one in of_rows.items()}
-            columns["class"] = np.tile(np.asarray(judgement.classnames[store], object), n)
-            columns["target"] = table.targets.ravel()
-            for row, logits in zip(judgement.rows, table.logits, strict=True):
-                yield store, row, n * classes, {**columns, "logit": logits.ravel()}
-
-    return _write(path, judgement, arrays, blocks)
+def _columns(table: SampleTable | ScoreTable, names: Array, ids: Array | None) -> Iterator[dict[str, Array | None]]:
+    """Columns of each head; for multi-label heads with a line per sample and class."""
+    if isinstance(table, ScoreTable):
+        n, classes = table.targets.shape
+        ids = None if ids is None else np.repeat(ids, classes)
+        common = {"row": np.repeat(table.rows, classes), "id": ids, "class": np.tile(names, n)}
+        common["target"] = table.targets.ravel()
+        for logits in table.logits:
+            yield {**common, "logit": logits.ravel()}
+    else:
+        common = {"row": table.rows, "id": ids, "label": table.labels, "class": names[table.labels]}
+        for nll, rank in zip(table.nll, table.rank, strict=True):
+            yield {**common, "nll": nll, "rank": rank}
 
 
 def write_confusion(judgement: Judgement, path: str | Path) -> Path:
     """Write the counts of (label, predicted class) of every head to ``.npz`` or ``.parquet``.
 
-    Raises
-    ------
-    HeadError
-        For another suffix, or a judgement without counts.
+    HeadError for another suffix, or a judgement without counts.
     """
     if not judgement.confusion:
         raise HeadError("there are no confusion counts; call heads.judge with confusion=True")
@@ -187,25 +166,22 @@ def write_confusion(judgement: Judgement, path: str | Path) -> Path:
             for row, of_head in zip(judgement.rows, counts, strict=True):
                 label, predicted = np.nonzero(of_head)
                 classes = {"label": label, "class": names[label], "predicted": predicted}
-                named = {"predicted_class": names[predicted], "count": of_head[label, predicted]}
-                yield store, row, len(label), {**classes, **named}
+                yield store, row, {**classes, "predicted_class": names[predicted], "count": of_head[label, predicted]}
 
-    return _write(Path(path), judgement, judgement.confusion | classnames, blocks)
+    return _write(Path(path), judgement, judgement.confusion | classnames, blocks())
 
 
-def _write(
-    path: Path, judgement: Judgement, arrays: dict[str, NDArray[np.generic]], blocks: Callable[[], Iterator[Block]]
-) -> Path:
+def _write(path: Path, judgement: Judgement, arrays: Mapping[str, Array], blocks: Iterator[Block]) -> Path:
     """Write the arrays (.npz), or the blocks as one table (.parquet), atomically."""
+    samples_suffix(path)
     buffer = io.BytesIO()
     if path.suffix == ".npz":
         alphas = np.asarray([row.get("alpha", np.nan) for row in judgement.rows], np.float64)
         names = np.asarray([row["head"] for row in judgement.rows])
-        named: dict[str, Any] = {"heads": names, "alphas": alphas} | arrays
+        named: dict[str, Any] = {"heads": names, "alphas": alphas, **arrays}
         np.savez_compressed(buffer, **named)
     else:
-        samples_suffix(path)
-        _write_parquet(blocks(), buffer)
+        _write_parquet(blocks, buffer)
     write_target(path, buffer.getbuffer())
     return path
 
@@ -220,7 +196,8 @@ def _write_parquet(blocks: Iterator[Block], file: BinaryIO) -> None:
         return pa.nulls(n, kinds[name]) if values is None else pa.array(values, kinds.get(name))
 
     tables = []
-    for store, row, n, columns in blocks:
+    for store, row, columns in blocks:
+        n = next(len(values) for values in columns.values() if values is not None)
         common = {"store": [store] * n, "head": [row["head"]] * n, "alpha": [row.get("alpha")] * n}
         tables.append(pa.table({name: column(name, values, n) for name, values in (common | columns).items()}))
     parquet.write_table(pa.concat_tables(tables), file, compression="zstd")

@@ -19,8 +19,6 @@ MEAN = "shifted mean"
 def datasets_of(rows: Sequence[Mapping[str, object]], metric: str = "top1") -> list[str]:
     """Data sets for which the rows have this metric, in order of appearance.
 
-    Examples
-    --------
     >>> datasets_of([{"head": "ridge", "digits:top1": 0.9, "digits:nll": 0.3, "digits-noisy:top1": 0.7}])
     ['digits', 'digits-noisy']
     """
@@ -31,8 +29,6 @@ def datasets_of(rows: Sequence[Mapping[str, object]], metric: str = "top1") -> l
 def main_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
     """Metrics of short tables: accuracy and NLL, or those of multi-label heads.
 
-    Examples
-    --------
     >>> main_metrics([{"digits:top1": 0.9}]), main_metrics([{"voc:map_macro": 0.9}])
     (('top1', 'nll'), ('map_macro', 'auroc_macro', 'f1_macro', 'f1_micro'))
     """
@@ -46,10 +42,7 @@ def choose_datasets(
 ) -> tuple[str, list[str]]:
     """The in-distribution data set (default: the first), and the shifted ones (default: all others with the metric).
 
-    Raises
-    ------
-    HeadError
-        If the rows lack the metric for one of them.
+    HeadError if the rows lack the metric for one of them.
     """
     known = datasets_of(rows, metric)
     if not known:
@@ -58,8 +51,7 @@ def choose_datasets(
         raise HeadError(f"{len(rows)} rows without a key '<data set>:{metric}'; {hint}")
     chosen = list(dict.fromkeys(datasets or known))
     first = reference or chosen[0]
-    unknown = [name for name in dict.fromkeys([first, *chosen]) if name not in known]
-    if unknown:
+    if unknown := [name for name in dict.fromkeys([first, *chosen]) if name not in known]:
         raise HeadError(f"no {metric} on {', '.join(map(repr, unknown))}; the rows hold {', '.join(known)}")
     return first, [name for name in chosen if name != first]
 
@@ -83,8 +75,6 @@ def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
 def shifts_of(rows: Sequence[Row], first: str, others: Sequence[str], metric: str = "top1") -> list[str]:
     """The shifted data sets among `others`: those on which some head was evaluated that was also evaluated on `first`.
 
-    Examples
-    --------
     >>> shifts_of([{"a:top1": 0.9, "b:top1": 0.7}, {"c:top1": 0.8}], "a", ["b", "c"])
     ['b']
     """
@@ -107,19 +97,26 @@ def curve_of(path: Sequence[Row], dataset: str, metric: str, factor: float = 1.0
 def format_value(value: float | None, metric: Metric) -> str:
     """A value in the metric's unit, or a dash.
 
-    Examples
-    --------
     >>> format_value(-1e-4, metric_of("top1"))  # no -0.0
     '0.0'
     """
     return "–" if value is None else f"{value * metric.factor:z.{metric.digits}f}"
 
 
+def interval_text(row: Row, dataset: str, metric: str) -> str:
+    """Spread of a value over seeds, or its confidence interval, without the unit; empty if the row has neither."""
+    spread, shown = row.get(f"{dataset}:{metric}_spread"), metric_of(metric)
+    if isinstance(spread, float):
+        return f"± {format_value(spread, shown)}"
+    ends = row.get(f"{dataset}:{metric}_interval")
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        return ""
+    return " to ".join(format_value(float(end), shown) for end in ends)
+
+
 def choice_text(entry: Row) -> str:
     """The value of the chosen head on the selection split, in the unit of the metric, and the number of ties.
 
-    Examples
-    --------
     >>> choice_text({"metric": "top1", "value": 1.0, "candidates": 11, "tied": 3})
     'top1 100.0 % there, best of 11; 3 tied, the one of the lowest NLL was taken'
     >>> choice_text({"metric": "nll", "value": 0.25, "candidates": 2})
@@ -132,21 +129,17 @@ def choice_text(entry: Row) -> str:
 
 
 def name_of(row: Row) -> str:
-    """Name of the head of a row; for WiSE-FT's files, which name no heads, that of the experiment."""
-    return str(row.get("head") or row.get("name") or row.get("exp_name") or _wise_ft_name(row) or "head")
+    """Name of the head of a row; for WiSE-FT's files, which name no heads, that of the experiment or model."""
+    name = row.get("head") or row.get("name") or row.get("exp_name")
+    if name or not is_wise_ft(row):
+        return str(name or "head")
+    model = f" {row['model']}" if row.get("model") else ""
+    return f"WiSE-FT{model}, {'linear classifier' if row.get('freeze_encoder') else 'end to end'}"
 
 
 def is_wise_ft(row: Row) -> bool:
     """Whether WiSE-FT's code wrote the row, which then contains its arguments."""
     return "eval_datasets" in row or "results_db" in row
-
-
-def _wise_ft_name(row: Row) -> str:
-    """Name for WiSE-FT's rows that have none, from their model."""
-    if not is_wise_ft(row):
-        return ""
-    how = "linear classifier" if row.get("freeze_encoder") else "end to end"
-    return f"WiSE-FT {row['model']}, {how}" if row.get("model") else f"WiSE-FT, {how}"
 
 
 def alpha_of(row: Row) -> float | None:
@@ -158,8 +151,6 @@ def alpha_of(row: Row) -> float | None:
 def label_of(row: Row) -> str:
     """Name of a head, with its protocol if it is not inductive, and its interpolation coefficient.
 
-    Examples
-    --------
     >>> label_of({"head": "zero_shot+ridge", "alpha": 0.5}), label_of({"head": "transclip", "protocol": "transductive"})
     ('zero_shot+ridge α=0.5', 'transclip (transductive)')
     """
@@ -171,10 +162,8 @@ def label_of(row: Row) -> str:
 def comparable(rows: Sequence[Row], title: str = "") -> list[bool]:
     """Which rows may be the best of a column: inductive heads, if there are any, that were not fitted on that data set.
 
-    For the mean over shifts, no row may if the means leave out different data sets.
+    No row may be the best mean over the shifted data sets if the means leave out different ones.
 
-    Examples
-    --------
     >>> comparable([{"head": "zero_shot"}, {"head": "transclip", "protocol": "transductive"}])
     [True, False]
     """
@@ -191,8 +180,7 @@ def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Interpolation rows by name, each path in ascending alpha; the first of repeated rows is used."""
     paths: dict[str, dict[float, Row]] = {}
     for row in rows:
-        alpha = alpha_of(row)
-        if alpha is not None:
+        if (alpha := alpha_of(row)) is not None:
             paths.setdefault(name_of(row), {}).setdefault(alpha, row)
     return {name: [path[alpha] for alpha in sorted(path)] for name, path in paths.items()}
 
@@ -200,8 +188,6 @@ def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def log_line(row: Row) -> str:
     """Metrics of a row in the format of the last line of Lipsum-FT's log, which has the capped NLL (`nll_capped`).
 
-    Examples
-    --------
     >>> log_line({"head": "zero_shot", "Real:top1": 0.8246, "Real:nll": 0.7306, "Real:nll_capped": 0.7305})
     'Real/acc 8.246e-01, Real/nll 7.305e-01'
     """

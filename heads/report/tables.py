@@ -10,7 +10,7 @@ from heads.report.rows import MEAN, choose_datasets, comparable, format_value, l
 
 GAP = "    "
 CHANGES = ("drop", "rise")
-"""Titles of the change from the in-distribution data set to the mean over the shifted ones."""
+"""Titles of the column with the change from the in-distribution data set to the mean over the shifted ones."""
 
 
 def markdown_table(
@@ -18,8 +18,8 @@ def markdown_table(
 ) -> str:
     r"""One metric as a Markdown table: one line per head, one column per data set, the best of each column bold.
 
-    More columns where there are shifted data sets: the mean of several, and the change to it from the in-distribution
-    data set (for accuracies the drop).
+    With shifted data sets there are two more columns: their mean, if there are several, and the change to it from the
+    in-distribution data set.
 
     Parameters
     ----------
@@ -42,61 +42,66 @@ def markdown_table(
     | zero\_shot | 80.0 | **70.0** | 10.0 |
     | ridge | **90.0** | 50.0 | 40.0 |
     """
-    shown = metric_of(metric)
+    metric_of(metric)  # refuses an unknown one
     first, shifted = choose_datasets(rows, datasets, reference, metric)
-    cells = bold_cells(rows, first, shifted, metric, best="**{}**")
-    lines = [
-        _markdown_line([f"{shown.title}, {shown.unit}", *map(markdown_text, cells)]),
-        "|:---|" + "---:|" * len(cells),
-    ]
-    for i, row in enumerate(rows):
-        lines.append(_markdown_line([markdown_text(label_of(row)), *(column[i] for column in cells.values())]))
-    return "\n".join(lines)
+    header, lines = best_marked(rows, first, shifted, metric, best="**{}**")
+    escaped = [[markdown_text(name), *cells] for name, *cells in lines]
+    return _markdown([*map(markdown_text, header)], escaped, right=1)
+
+
+def best_marked(
+    rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str, *, best: str
+) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of one metric, with the best of each column in the form `best`."""
+    shown, columns = metric_of(metric), columns_of(rows, first, shifted, metric)
+    cells = [_marked(rows, values, shown, title, best=best) for title, values in columns.items()]
+    lines = [[label_of(row), *line] for row, *line in zip(rows, *cells, strict=True)]
+    return [f"{shown.title}, {shown.unit}", *columns], lines
+
+
+def markdown_lines(header: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
+    """A Markdown table of plain strings; from column `right` on, if it is not 0, right-aligned."""
+    return _markdown(header, [[*map(markdown_text, line)] for line in lines], right)
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], right: int) -> str:
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (header, *lines))
+    rule = "|" + "".join("---:|" if right and i >= right else ":---|" for i in range(len(header)))
+    return "\n".join([first, rule, *others])
+
+
+def markdown_text(text: str) -> str:
+    r"""A name on one line, with everything escaped that Markdown or HTML would interpret.
+
+    >>> print(markdown_text("a_b\n<script>`x`"))
+    a\_b &lt;script&gt;\`x\`
+    """
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(line, quote=False))
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], right: int = 0) -> list[str]:
     r"""Lines of cells, aligned in columns; from column `right` on, if it is not 0, right-aligned.
 
-    Examples
-    --------
     >>> print("\n".join(aligned_lines([["model", "a"], ["x", "10.5"]], right=1)))
     model     a
     x      10.5
     """
-    lines = [[*map(cell_text, line)] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if right and i >= right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    columns = []
+    for i, column in enumerate(zip(*lines, strict=True)):
+        cells = [*map(cell_text, column)]
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if right and i >= right else cell.ljust(width) for cell in cells])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def cell_text(text: str) -> str:
-    r"""A name as a cell of plain text shows it: one line, control characters escaped.
+    r"""A name as one line of plain text, with control characters escaped.
 
-    Examples
-    --------
     >>> cell_text("a\n# b\x1b[31m")
     'a # b\\x1b[31m'
     """
     return printable(" ".join(text.splitlines()))
-
-
-def markdown_lines(header: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
-    """A Markdown table of plain strings; from column `right` on, if it is not 0, right-aligned."""
-    rule = "|" + "".join("---:|" if right and i >= right else ":---|" for i in range(len(header)))
-    return "\n".join([_markdown_line(header), rule, *(_markdown_line([*map(markdown_text, line)]) for line in lines)])
-
-
-def bold_cells(
-    rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str, *, best: str
-) -> dict[str, list[str]]:
-    """Texts of all heads by column (data sets, their mean, the change to it), in the form `best` where best."""
-    columns = columns_of(rows, first, shifted, metric)
-    return {title: _marked(rows, values, metric_of(metric), title, best=best) for title, values in columns.items()}
 
 
 def table_text(
@@ -134,28 +139,30 @@ def table_text(
     first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
     for metric in metrics[1:]:
         choose_datasets(rows, [first, *shifted], first, metric)
-    subheads = [f"{m} % " if metric_of(m).unit == "%" else f"{m} " for m in metrics]
-    titles = [*columns_of(rows, first, shifted, metrics[0])]
-    titles = ["drop / rise" if title in CHANGES else title for title in titles]
-    by_metric = [
-        [_marked(rows, values, metric_of(m), title, best="{}*", other="{} ") for title, values in columns.items()]
-        for m in metrics
-        for columns in [columns_of(rows, first, shifted, m)]
-    ]
-    groups = [
-        _aligned(title, [subheads, *zip(*columns, strict=True)])
-        for title, *columns in zip(titles, *by_metric, strict=True)
-    ]
+    by_title: dict[str, list[list[str]]] = {}
+    for metric in metrics:
+        shown = metric_of(metric)
+        for title, values in columns_of(rows, first, shifted, metric).items():
+            texts = [f"{metric} % " if shown.unit == "%" else f"{metric} "]
+            texts += _marked(rows, values, shown, title, best="{}*", other="{} ")
+            by_title.setdefault("drop / rise" if title in CHANGES else title, []).append(texts)
+    groups = [_group(cell_text(title), columns) for title, columns in by_title.items()]
     return in_blocks(["", "", *(cell_text(label_of(row)) for row in rows)], groups, width, GAP)
 
 
+def _group(title: str, columns: Sequence[Sequence[str]]) -> list[str]:
+    """A title above right-aligned columns, as lines of equal width."""
+    padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    body = ["  ".join(cells) for cells in zip(*padded, strict=True)]
+    width = max(len(title) + 1, len(body[0]))
+    return [f"{title} ".rjust(width), *(line.rjust(width) for line in body)]
+
+
 def in_blocks(left: Sequence[str], columns: Iterable[Sequence[str]], width: int, gap: str = "  ") -> str:
-    r"""Right-aligned columns behind the left one; those beyond `width` characters go into further blocks.
+    r"""Right-aligned columns after the left one; those beyond `width` characters go into further blocks.
 
-    A block has at least one column, however wide. Blocks have an empty line between them.
+    A block has at least one column, however wide. Blocks are separated by an empty line.
 
-    Examples
-    --------
     >>> print(in_blocks(["", "ridge"], [["pets", "98.1"], ["flowers", "9.5"]], 16))
            pets
     ridge  98.1
@@ -192,18 +199,11 @@ def columns_of(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: 
 
 
 def _marked(
-    rows: Sequence[Row],
-    values: Sequence[float | None],
-    metric: Metric,
-    title: str,
-    *,
-    best: str,
-    other: str = "{}",
+    rows: Sequence[Row], values: Sequence[float | None], metric: Metric, title: str, *, best: str, other: str = "{}"
 ) -> list[str]:
     """Values as text, in the form `best` for the best ones; values that read the same tie.
 
-    The best drop is not marked: a head that is bad everywhere has the smallest. Neither are transductive heads beside
-    inductive ones.
+    The best drop is not marked: a head that is bad everywhere has the smallest.
     """
     texts, counted = [format_value(value, metric) for value in values], comparable(rows, title)
     known = [value for value, counts in zip(values, counted, strict=True) if counts and value is not None]
@@ -213,28 +213,3 @@ def _marked(
     return [
         (best if text == winner and counts else other).format(text) for text, counts in zip(texts, counted, strict=True)
     ]
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def markdown_text(text: str) -> str:
-    r"""A name on one line, with everything escaped that Markdown or HTML would interpret.
-
-    Examples
-    --------
-    >>> print(markdown_text("a_b\n<script>`x`"))
-    a\_b &lt;script&gt;\`x\`
-    """
-    line = "".join(char if char.isprintable() else " " for char in text)
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(line, quote=False))
-
-
-def _aligned(name: str, lines: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of one data set, all of one width: its name, then its cells in columns."""
-    name = cell_text(name)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    body = ["  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) for cells in lines]
-    width = max(len(name) + 1, len(body[0]))
-    return [f"{name} ".rjust(width), *(line.rjust(width) for line in body)]

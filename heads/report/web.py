@@ -21,56 +21,37 @@ import numpy as np
 from featcache import __version__
 from featcache.store.places.targets import write_target
 from heads.evaluation.metrics import ALL_METRICS, Metric, Row, metric_of
+from heads.kernels.calibration_bins import CALIBRATION_BINS
+from heads.report import charts
 from heads.report.against import Comparison
-from heads.report.charts import (
-    HEIGHT,
-    LEFT,
-    WIDTH,
-    Chart,
-    Curve,
-    alpha_charts,
-    curve_chart,
-    reliability_chart,
-    robustness_chart,
-)
-from heads.report.details import Confusion, Detail
+from heads.report.details import Detail
 from heads.report.formats import Shown
-from heads.report.rows import alpha_of, comparable, datasets_of, format_value, label_of, shifts_of, value_of
+from heads.report.rows import alpha_of, comparable, datasets_of, format_value, interval_text, label_of, shifts_of
 from heads.report.tables import CHANGES, columns_of
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 2_000_000
 MOST_CLASSES, MOST_CONFUSIONS, MOST_HEADS, MOST_IN_GROUPS = 40, 12, 1000, 8
+PERCENT = Metric("", "%", higher_is_better=True)
 
 
 @dataclass(frozen=True)
 class Background:
-    """Optional content of a report besides the rows.
+    """Content of a report besides the rows."""
 
-    Attributes
-    ----------
-    notes : paragraphs of plain text under the title
-    details : from `heads.report.details.head_details`
-    published : from `heads.report.against.compare_published`
-    curves : charts of paths over C, shots or updates
-    facts : sections of labelled texts, such as ``{"Cost": {"encoding": "4.1 s"}}``, in order; empty ones are left out
-    """
-
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # paragraphs of plain text under the title
     details: Sequence[Detail] = ()
     published: Sequence[Comparison] = ()
-    curves: Sequence[Curve] = ()
-    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    curves: Sequence[charts.Curve] = ()  # paths over C, shots or updates
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # such as {"Cost": {"encoding": "4.1 s"}}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of a table: text, value to sort by, smaller text, shade in [0, 1], mark of the best, and what hovering
-    shows.
-    """
+    """A cell of a table; `value` sorts the column, `interval` is shown smaller, `shade` is in [0, 1]."""
 
     text: str
     value: float | None = None
@@ -82,35 +63,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: column and row headings, and a row of cells for each head or class."""
+    """A table of the page, with a line of cells for each head, class or group; `corner` says which."""
 
     title: str
     corner: str
     columns: Sequence[str]
     lines: Sequence[tuple[str, Sequence[Cell]]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Page:
-    """Content of the template."""
-
-    title: str
-    made: str
-    legend: str
-    notes: Sequence[str]
-    tables: Sequence[Table]
-    scatters: Sequence[Chart]
-    scatter_note: str
-    paths: Sequence[Chart]
-    reliability: Sequence[Chart]
-    reliability_note: str
-    classes: Sequence[Table]
-    confusions: Sequence[Confusion]
-    confusion_note: str
-    groups: Sequence[Table]
-    published: Sequence[Comparison]
-    facts: Mapping[str, Mapping[str, str]]
 
 
 def write_page(
@@ -121,29 +80,15 @@ def write_page(
     title: str = "Evaluation",
     background: Background | None = None,
 ) -> Path:
-    """Write the page of some results rows, at most 2 MB.
+    """Write results rows as an HTML page of at most 2 MB; HeadError if they lack a data set or metric of `shown`.
 
-    If not all heads fit, the best by the first metric on the in-distribution data set are shown, with a note.
-
-    Parameters
-    ----------
-    rows : one per head, as `heads.evaluate` returns them
-    path : HTML file; its folder is created
-    shown : data sets and metrics
-    title : heading
-    background : further content
-
-    Raises
-    ------
-    HeadError
-        If the rows lack a data set or metric.
+    If not all heads fit, those with the best value of the first metric on the in-distribution data set are shown.
     """
     shown, background = shown or Shown(), background or Background()
-    kept, most = list(rows), min(len(rows), MOST_HEADS)
+    most = min(len(rows), MOST_HEADS)
     while True:
-        page = _page(_best_rows(kept, most, shown), shown, title, background, hidden=len(kept) - most)
-        text = _environment().get_template("page.html").render(page=page, **_constants())
-        data = text.encode()
+        page = _page(_best_rows(rows, most, shown), shown, title, background, hidden=len(rows) - most)
+        data = _template().render(page=page).encode()
         if len(data) <= MOST_BYTES or most <= 10:
             break
         most = most * 3 // 4
@@ -154,17 +99,20 @@ def write_page(
 
 
 @cache
-def _environment() -> Environment:
+def _template() -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_plain,
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    files = {"style": Markup(style), "script": Markup(script), "policy": policy}
+    sizes = {"left": charts.LEFT, "width": charts.WIDTH, "height": charts.HEIGHT}
+    jinja = Environment(
+        trim_blocks=True, lstrip_blocks=True, autoescape=True, finalize=_plain, undefined=StrictUndefined
     )
+    jinja.loader, jinja.finalize = FileSystemLoader(TEMPLATES), _plain
+    return jinja.get_template("page.html", globals={**files, **sizes, "version": __version__})
 
 
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -172,33 +120,23 @@ UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u20
 
 
 def _plain(value: object) -> object:
-    """A value as it is shown: in strings, each character of `UNSEEN` is replaced by U+FFFD."""
     return UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
-@cache
-def _constants() -> dict[str, object]:
-    from markupsafe import Markup
-
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-    files: dict[str, object] = {"style": Markup(style), "script": Markup(script)}
-    return {**files, "policy": policy, "left": LEFT, "width": WIDTH, "height": HEIGHT, "version": __version__}
-
-
-def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> list[Row]:
+def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> Sequence[Row]:
     """At most `most` rows, the best ones, in the order given."""
     if len(rows) <= most:
-        return list(rows)
-    first, _ = shown.places(rows, shown.metrics[0])
-    sign = 1 if metric_of(shown.metrics[0]).higher_is_better else -1
-    values = [value_of(row, first, shown.metrics[0]) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (values[i] is None, -sign * (values[i] or 0.0)))
+        return rows
+    metric = shown.metrics[0]
+    first, _ = shown.places(rows, metric)
+    sign = -1 if metric_of(metric).higher_is_better else 1
+    values = columns_of(rows, first, [], metric)[first]
+    order = sorted(range(len(rows)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
     return [rows[i] for i in sorted(order[:most])]
 
 
-def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background, hidden: int) -> Page:
+def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background, hidden: int) -> dict[str, object]:
+    """Content of the template; `hidden` heads are left out of the rows."""
     first, shifted = shown.places(rows, shown.metrics[0]) if rows else ("", [])
     metrics = [m for m in shown.present(rows) if m in ALL_METRICS] if rows else []
     named = ", ".join(filter(None, (first, *shifted)))
@@ -207,117 +145,87 @@ def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background,
         legend = f"In-distribution: {first}. Shifted: {', '.join(shifts)}. The shifted mean is unweighted."
     if hidden:
         legend += f" The best {len(rows):,} of {len(rows) + hidden:,} heads by {shown.metrics[0]} on {first} are shown."
-    return Page(
-        title=title,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        legend=legend,
-        notes=[note for note in background.notes if note.strip()],
-        tables=[headline(rows, first, shifted, metric) for metric in metrics],
-        scatter_note=_scatter_note(rows),
-        scatters=_scatters(rows, first, shifts) if "top1" in metrics else [],
-        paths=[*alpha_charts(rows, [first, *shifted], metrics), *map(curve_chart, background.curves)],
-        reliability=_reliability_charts(background.details),
-        reliability_note=_reliability_note(background.details),
-        classes=[*class_tables(background.details), *multilabel_tables(rows)],
-        confusions=sorted((c for d in background.details for c in d.confusions), key=lambda c: -c.rows)[
-            :MOST_CONFUSIONS
-        ],
-        confusion_note=_confusion_note(background.details),
-        groups=group_tables(rows),
-        published=background.published,
-        facts={name: facts for name, facts in background.facts.items() if facts},
-    )
-
-
-def _scatter_note(rows: Sequence[Row]) -> str:
-    marks = (
-        " Star: α = 0, diamond: α = 1, thin diamonds between." if any(alpha_of(row) is not None for row in rows) else ""
-    )
-    return f"Both axes are logit-scaled.{marks} On the dashed line a shift costs nothing."
-
-
-def _scatters(rows: Sequence[Row], first: str, shifted: Sequence[str]) -> list[Chart]:
-    """Against the mean of the shifts, then against each."""
-    wanted = [list(shifted)] if len(shifted) > 1 else []
-    wanted += [[name] for name in shifted]
-    return [chart for names in wanted if (chart := robustness_chart(rows, first, names)) is not None]
+    # A chart against the mean over the shifted data sets, then one against each.
+    over = [*([shifts] if len(shifts) > 1 else []), *([name] for name in shifts)] if "top1" in metrics else []
+    interpolated = any(alpha_of(row) is not None for row in rows)
+    marks = " Star: α = 0, diamond: α = 1, thin diamonds between." if interpolated else ""
+    details = background.details
+    confusions = sorted((c for detail in details for c in detail.confusions), key=lambda c: -c.rows)
+    return {
+        "title": title,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "legend": legend,
+        "notes": [note for note in background.notes if note.strip()],
+        "tables": [headline(rows, first, shifted, metric) for metric in metrics],
+        "scatters": [chart for names in over if (chart := charts.robustness_chart(rows, first, names)) is not None],
+        "scatter_note": f"Both axes are logit-scaled.{marks} The dashed line is equal accuracy on both.",
+        "paths": [*charts.alpha_charts(rows, [first, *shifted], metrics), *map(charts.curve_chart, background.curves)],
+        "reliability": list(map(_reliability_chart, details)),
+        "reliability_note": _reliability_note(details) if details else "",
+        "classes": [*class_tables(details), *multilabel_tables(rows)],
+        "confusions": confusions[:MOST_CONFUSIONS],
+        "confusion_note": _confusion_note(details),
+        "groups": group_tables(rows),
+        "published": background.published,
+        "facts": {name: facts for name, facts in background.facts.items() if facts},
+    }
 
 
 def headline(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str) -> Table:
-    """A line per head, a column per data set; shaded from the worst to the best of each column."""
+    """A line per head, a column per data set, each shaded from its worst value to its best."""
     shown = metric_of(metric)
     known = datasets_of(rows, metric)
     start = first if first in known else known[0]
     columns = columns_of(rows, start, [name for name in shifted if name in known and name != start], metric)
-    made = {
-        title: _column(
-            values,
-            shown,
-            [_interval(row, title, metric, shown) for row in rows],
-            comparable(rows, title) if title not in CHANGES else [],
-        )
-        for title, values in columns.items()
-    }
-    labels = [label_of(row) for row in rows]
+    cells = []
+    for title, values in columns.items():
+        intervals = [interval_text(row, title, metric) for row in rows]
+        counted = [False] * len(rows) if title in CHANGES else comparable(rows, title)
+        cells.append(_column(values, shown, intervals, counted))
     lines = []
-    for i, row in enumerate(rows):
+    labels = [label_of(row) for row in rows]
+    for i, (row, *line) in enumerate(zip(rows, *cells, strict=True)):
         chosen = ", chosen" if labels.index(labels[i]) < i and row.get("chosen_on") else ""
-        lines.append((labels[i] + chosen, [cells[i] for cells in made.values()]))
-    return Table(f"{shown.title}, {shown.unit}", "head", list(made), lines)
+        lines.append((labels[i] + chosen, line))
+    return Table(f"{shown.title}, {shown.unit}", "head", list(columns), lines)
 
 
 def _column(
     values: Sequence[float | None], shown: Metric, intervals: Sequence[str], counted: Sequence[bool]
 ) -> list[Cell]:
-    """Cells of a column; the best of the counted values is marked, if any is counted."""
-    mark = any(counted)
-    counts = counted if mark else [True] * len(values)
-    known = [value for value, one in zip(values, counts, strict=True) if one and value is not None]
-    best = (max(known) if shown.higher_is_better else min(known)) if known else 0.0
-    span = (max(known) - min(known)) if known else 0.0
-    winner = format_value(best, shown)
+    """Cells of a column; those that count are shaded, and the best of them is marked."""
+    known = [value for value, counts in zip(values, counted, strict=True) if counts and value is not None]
+    best = (max(known) if shown.higher_is_better else min(known)) if known else None
+    span = max(known) - min(known) if known else 0.0
     cells = []
-    for value, interval, one in zip(values, intervals, counts, strict=True):
+    for value, interval, counts in zip(values, intervals, counted, strict=True):
         text = format_value(value, shown)
-        shade = None if value is None or not (mark and one) or not span else 1 - abs(value - best) / span
-        cells.append(Cell(text, value, interval, shade, mark and one and len(values) > 1 and text == winner))
+        if not counts or value is None or best is None:
+            cells.append(Cell(text, value, interval))
+            continue
+        shade = 1 - abs(value - best) / span if span else None
+        cells.append(Cell(text, value, interval, shade, len(values) > 1 and text == format_value(best, shown)))
     return cells
 
 
-def _interval(row: Row, dataset: str, metric: str, shown: Metric) -> str:
-    spread = row.get(f"{dataset}:{metric}_spread")
-    if isinstance(spread, float):
-        return f"± {format_value(spread, shown)}"
-    ends = row.get(f"{dataset}:{metric}_interval")
-    if not isinstance(ends, list | tuple) or len(ends) != 2:
-        return ""
-    return " to ".join(format_value(float(end), shown) for end in ends)
-
-
-def _reliability_charts(details: Sequence[Detail]) -> list[Chart]:
-    charts = []
-    for detail in details:
-        found = {"before": detail.reliability}
-        if detail.calibrated is not None:
-            found["after temperature scaling"] = detail.calibrated
-        errors = " → ".join(f"{100 * one.ece:.1f}" for one in found.values())
-        title = f"{detail.dataset}: ECE {errors} %"
-        lines = {f"{when}, NLL {one.nll:.3f}": one.bins for when, one in found.items()}
-        charts.append(reliability_chart(title, lines))
-    return charts
+def _reliability_chart(detail: Detail) -> charts.Chart:
+    found = {"before": detail.reliability}
+    if detail.calibrated is not None:
+        found["after temperature scaling"] = detail.calibrated
+    errors = " → ".join(f"{100 * one.ece:.1f}" for one in found.values())
+    lines = {f"{when}, NLL {one.nll:.3f}": one.bins for when, one in found.items()}
+    return charts.reliability_chart(f"{detail.dataset}: ECE {errors} %", lines)
 
 
 def _reliability_note(details: Sequence[Detail]) -> str:
-    if not details:
-        return ""
     scaled = any(detail.calibrated for detail in details)
     tail = "" if scaled else " With a validation split (--calibrate STORE), also after temperature scaling."
-    bins = "A point is one of 15 bins; its area grows with its rows. ECE: expected calibration error."
-    return f"Head: {details[0].head}. {bins}{tail}"
+    bins = f"A point is one of {CALIBRATION_BINS} bins; its area grows with its rows."
+    return f"Head: {details[0].head}. {bins} ECE: expected calibration error.{tail}"
 
 
 def class_tables(details: Sequence[Detail]) -> list[Table]:
-    """Recall of each class on each data set; where there are many classes, those with the lowest mean."""
+    """Recall by class, a table for the data sets with the same classes; of many classes those with the lowest mean."""
     alike: dict[tuple[str, ...], list[Detail]] = {}
     for detail in details:
         alike.setdefault(detail.classnames, []).append(detail)
@@ -325,7 +233,6 @@ def class_tables(details: Sequence[Detail]) -> list[Table]:
 
 
 def _class_table(names: Sequence[str], group: Sequence[Detail]) -> Table:
-    """The table of the data sets that have these classes."""
     rows = np.stack([detail.class_rows for detail in group], 1)
     hits = np.stack([detail.class_hits for detail in group], 1)
     present = np.flatnonzero((rows > 0).any(1))
@@ -335,23 +242,21 @@ def _class_table(names: Sequence[str], group: Sequence[Detail]) -> Table:
         means = np.nanmean(recall[present], axis=1)
         kept = present[np.sort(np.argsort(means, kind="stable")[:MOST_CLASSES])]
         note = f"the {len(kept)} of {len(present):,} classes with the lowest mean"
-    shown = Metric("Recall", "%", higher_is_better=True)
     lines = []
     for c in kept:
-        values = [None if np.isnan(v) else float(v) for v in recall[c]]
-        cells = [
-            Cell(format_value(v, shown), v, shade=v, tip=f"{n:,} rows") for v, n in zip(values, rows[c], strict=True)
-        ]
-        lines.append((names[int(c)], cells))
+        cells = _shaded(None if np.isnan(v) else float(v) for v in recall[c])
+        tips = [f"{n:,} rows" for n in rows[c]]
+        lines.append((names[int(c)], [replace(cell, tip=tip) for cell, tip in zip(cells, tips, strict=True)]))
     return Table("Recall by class, %", "class", [detail.dataset for detail in group], lines, note)
 
 
-def multilabel_tables(rows: Sequence[Row]) -> list[Table]:
-    """Average precision, AUROC and F1 of each class, a table per data set and head.
+def _shaded(values: Iterable[float | None]) -> list[Cell]:
+    """Cells of fractions in [0, 1], each shaded by its value."""
+    return [Cell(format_value(value, PERCENT), value, shade=value) for value in values]
 
-    Of many classes, those with the lowest average precision are shown.
-    """
-    shown = Metric("", "%", higher_is_better=True)
+
+def multilabel_tables(rows: Sequence[Row]) -> list[Table]:
+    """Average precision, AUROC and F1 by class, a table per data set and head; the lowest of many."""
     tables = []
     for dataset in datasets_of(rows, "class_ap"):
         for row in [row for row in rows if isinstance(row.get(f"{dataset}:class_ap"), dict)][:MOST_IN_GROUPS]:
@@ -359,19 +264,15 @@ def multilabel_tables(rows: Sequence[Row]) -> list[Table]:
             counts = row[f"{dataset}:class_positives"]
             known = [name for name in counts if columns[0].get(name) is not None]
             lowest = sorted(known, key=lambda name: columns[0][name])[:MOST_CLASSES]
-            lines = [
-                (
-                    name,
-                    [
-                        *(Cell(format_value(v, shown), v, shade=v) for v in (column.get(name) for column in columns)),
-                        Cell(f"{counts[name]:,}", float(counts[name])),
-                    ],
-                )
-                for name in (known if len(lowest) == len(known) else lowest)
-            ]
-            notes = [] if len(lines) == len(known) else [f"the {len(lines)} of {len(known):,} of the lowest precision"]
-            left = row.get(f"{dataset}:left_out") or []
-            notes += [f"without a positive: {', '.join(left[:MOST_CLASSES])}"] if left else []
+            lines = []
+            for name in known if len(lowest) == len(known) else lowest:
+                count = Cell(f"{counts[name]:,}", float(counts[name]))
+                lines.append((name, [*_shaded(column.get(name) for column in columns), count]))
+            notes = []
+            if len(lines) < len(known):
+                notes.append(f"the {len(lines)} of {len(known):,} classes with the lowest precision")
+            if left := row.get(f"{dataset}:left_out"):
+                notes.append(f"without a positive: {', '.join(left[:MOST_CLASSES])}")
             title = f"By class, {label_of(row)} on {dataset}"
             heading = ["average precision, %", "AUROC, %", "F1, %", "positives"]
             tables.append(Table(title, "class", heading, lines, "; ".join(notes)))
@@ -379,7 +280,7 @@ def multilabel_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _confusion_note(details: Sequence[Detail]) -> str:
-    """Why pictures are missing, for the data sets that have none."""
+    """Why some data sets have no pictures."""
     why: dict[str, list[str]] = {}
     for detail in details:
         if detail.no_pictures:
@@ -388,74 +289,19 @@ def _confusion_note(details: Sequence[Detail]) -> str:
 
 
 def group_tables(rows: Sequence[Row]) -> list[Table]:
-    """Accuracy or mAP by group, a table per data set that has any.
-
-    Of many groups the worst are shown, of interpolations the chosen.
-    """
+    """Accuracy or mAP by group, a table per data set; of many groups the worst, of interpolations the chosen ones."""
     found = [(dataset, metric) for metric in ("top1", "map_macro") for dataset in datasets_of(rows, f"group_{metric}")]
     tables = []
     for dataset, metric in found:
-        key, shown = f"{dataset}:group_{metric}", metric_of(metric)
+        key = f"{dataset}:group_{metric}"
         of = [row for row in rows if isinstance(row.get(key), dict)]
-        of = [row for row in of if alpha_of(row) is None or row.get("chosen_on")][:MOST_IN_GROUPS] or of[
-            :MOST_IN_GROUPS
-        ]
+        of = ([row for row in of if alpha_of(row) is None or row.get("chosen_on")] or of)[:MOST_IN_GROUPS]
         counts = of[0].get(f"{dataset}:group_rows") or {}
-        groups = sorted(of[0][key], key=lambda name: min(_or_one(row[key].get(name)) for row in of))
+        values = {name: [row[key].get(name) for row in of] for name in of[0][key]}
+        groups = sorted(values, key=lambda name: min(1.0 if v is None else v for v in values[name]))
         kept = groups[:MOST_CLASSES]
-        lines = [
-            (
-                f"{name} ({counts.get(name, 0):,} rows)",
-                [Cell(format_value(v, shown), v, shade=v) for v in (row[key].get(name) for row in of)],
-            )
-            for name in kept
-        ]
+        lines = [(f"{name} ({counts.get(name, 0):,} rows)", _shaded(values[name])) for name in kept]
         note = "" if len(kept) == len(groups) else f"the {len(kept)} worst of {len(groups):,} groups"
-        tables.append(Table(f"{shown.title} by group on {dataset}, %", "group", list(map(label_of, of)), lines, note))
+        title = f"{metric_of(metric).title} by group on {dataset}, %"
+        tables.append(Table(title, "group", list(map(label_of, of)), lines, note))
     return tables
-
-
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else value
-
-
-def provenance_facts(rows: Sequence[Row], most: int = 30) -> dict[str, str]:
-    """Provenance of heads: model, parameters, and the splits they were fitted and chosen on."""
-    facts: dict[str, str] = {}
-    for row in rows:
-        parts = [str(row.get("encoder") or row.get("model") or "")]
-        parts += _listed(row.get("params") or row.get("setting") or {})
-        for key, verb in (("fitted_on", "fitted on"), ("chosen_on", "chosen on")):
-            names = [split_text(split) for split in row.get(key) or () if isinstance(split, dict)]
-            parts += [f"{verb} {' + '.join(names)}"] if names else []
-        if any(parts) and (alpha_of(row) is None or row.get("chosen_on")):
-            facts.setdefault(label_of(row), "; ".join(filter(None, parts)))
-        if len(facts) >= most:
-            break
-    return facts
-
-
-def split_text(split: Mapping[str, object]) -> str:
-    """A split of a provenance record as ``name/split``."""
-    name, part = split.get("name"), split.get("split")
-    return f"{name}/{part}" if part else f"texts/{name}"
-
-
-def _listed(params: object) -> Iterable[str]:
-    if not isinstance(params, Mapping):
-        return []
-    texts = [f"{key} {_short(value)}" for key, value in params.items() if value is not None]
-    return [text if len(text) <= 60 else f"{text[:59]}…" for text in texts]
-
-
-def _short(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_short, value))
-    if isinstance(value, Mapping):
-        return str(value.get("head", "…"))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def with_facts(background: Background, **facts: Mapping[str, str]) -> Background:
-    """The background with further sections of facts."""
-    return replace(background, facts={**background.facts, **facts})

@@ -183,7 +183,7 @@ def test_report_and_its_json_show_the_comparison(tmp_path, capsys):
     assert main(["report", str(results), "--against", "published:zero-shot"]) == 0
     shown = capsys.readouterr().out
     assert "70.00      68.35       +1.65" in shown
-    assert "2 of 2 differences in like settings are beyond their tolerance" in shown
+    assert "2 of 2 differences in comparable settings are beyond their tolerance" in shown
     assert main(["report", str(results), "--against", "published:zero-shot", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert [one["published"] for one in record["published"]] == [0.6835, 0.6834]

@@ -13,8 +13,7 @@ from featcache import EncodeOptions, ImageStore, encode_dataset, open_store
 from featcache.cli.main import main
 from featcache.processes import sum_over_ranks
 from heads import KNN, LinearHead, Ridge, evaluate, interpolate, judge, save
-from heads.evaluation.passes import jobs_for, rows_of_rank, score, units_of, valid_rows
-from heads.kernels import Tally
+from heads.evaluation.passes import StorePass, jobs_for, rows_of_rank
 
 
 def encoded(root: Any, n: int = 150, broken: tuple[int, ...] = ()) -> ImageStore:
@@ -78,19 +77,16 @@ def test_every_reader_gives_the_same(tmp_path: Path, reader: str) -> None:
 def test_processes_share_the_valid_rows_without_overlap(tmp_path: Path, size: int) -> None:
     store = encoded(tmp_path / "cache", broken=(0, 40, 41, 149))
     heads = heads_on(store)
-    units = units_of(jobs_for([head.frozen() if hasattr(head, "frozen") else head for head in heads], store, None))
-    whole = judge(heads, [store], per_sample=True)
-    totals, ranks, seen = [Tally.zeros(len(unit.jobs), 3) for unit in units], [], []
+    jobs = jobs_for([head.frozen() if hasattr(head, "frozen") else head for head in heads], store, None)
+    shared = StorePass(jobs, store, None, per_sample=True, confusion=False)
+    whole, seen = judge(heads, [store], per_sample=True), []
     for rank in range(size):
-        rows, places = rows_of_rank(store, rank, size)
-        seen += valid_rows(store)[places].tolist()
-        for tallies, _ in score(units, store, rows, per_sample=True):
-            totals = [a + b for a, b in zip(totals, tallies, strict=True)]
-            ranks.append(np.concatenate([tally.row_rank for tally in tallies]))
+        _, places = rows_of_rank(store, rank, size)
+        seen += np.flatnonzero(store.valid)[places].tolist()
+        shared.run(rank, size)
     assert seen == np.flatnonzero(store.valid).tolist()
-    np.testing.assert_array_equal(np.concatenate(ranks, axis=1), whole.samples["fake"].rank)
-    results = [row for total in totals for row in total.results()]
-    for found, wanted in zip(results, whole.rows, strict=True):
+    np.testing.assert_array_equal(shared.samples.rank, whole.samples["fake"].rank)
+    for found, wanted in zip(shared.results(), whole.rows, strict=True):
         assert found["top1"] == wanted["fake:top1"]
         assert found["nll"] == pytest.approx(wanted["fake:nll"], rel=1e-6)
 

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import heads
 from featcache.errors import HeadError
+from heads.cli.evaluate import _worst
 from heads.evaluation.multilabel import ScoreTable, _drawn, multilabel_intervals
 from heads.report import write_report
 from heads.report.results import write_samples
@@ -109,6 +110,14 @@ def test_the_page_has_a_table_of_classes(fitted: Any, store: Any, tmp_path: Path
     assert first == [*(f"{value:.1f}" for value in values), str(rows[0]["animals:class_positives"][names[0]])]
     page, *_ = write_report(rows, tmp_path, metrics=["map_macro", "f1_macro"])
     assert "By class, multilabel_ridge on animals" in page.read_text()
+
+
+def test_the_worst_of_several_stores_is_printed_by_its_map(fitted: Any, store: Any, tagged: Any) -> None:
+    stores = [store, *(tagged(seed=seed, split="test", dataset_key=f"data-{seed}") for seed in (8, 9))]
+    (row,) = heads.evaluate([fitted], stores, names=["a", "b", "c"])
+    worst = min("bc", key=lambda name: row[f"{name}:map_macro"])
+    (line,) = _worst([row])
+    assert line == f"worst domain of multilabel_ridge: {worst}, {100 * row[f'{worst}:map_macro']:.1f} %"
 
 
 def test_decisions_at_one_half_and_prevalences_are_reported(fitted: Any, store: Any) -> None:

@@ -8,8 +8,8 @@ from chromium import PROGRAM, Chromium
 
 from heads.report.against import compare_published
 from heads.report.charts import Curve
-from heads.report.details import Confusion, Detail, Reliability
-from heads.report.web import Background, provenance_facts, write_page
+from heads.report.details import Confusion, Detail, Reliability, provenance_facts
+from heads.report.web import Background, write_page
 
 pytestmark = [
     pytest.mark.nightly,

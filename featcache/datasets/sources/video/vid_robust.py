@@ -7,7 +7,7 @@ Samples. Every anchor frame and the frames of its set (up to 10 before and after
 ``val/<video>/<frame>.jpg``. A frame may show several classes: the first is its label, and each counts as correct.
 
 Metadata columns: ``anchor``, the anchors of the sets that a frame is in, and ``also``, its further labels. They give
-pm-0 and pm-10 accuracy in `featcache evaluate` (`heads.evaluation.frames`).
+pm-0 and pm-10 accuracy in `featcache evaluate` (`heads.evaluation.passes`).
 """
 
 from pathlib import Path
