@@ -128,11 +128,13 @@ def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool
         raise _unknown(spec, source)
     opener: Callable[..., Dataset | list[Dataset]]
     opener = DOMAINS[source] if domains and source in DOMAINS else DATASETS[source]
-    settings = {"name": name, "labels": labels}
+    accepted = inspect.signature(opener).parameters.values()
+    takes_labels = any(one.name == "labels" or one.kind == one.VAR_KEYWORD for one in accepted)
     if labels not in ("names", "int"):
         raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
-    if "labels" not in inspect.signature(opener).parameters and settings.pop("labels") == "int":
+    if labels == "int" and not takes_labels:
         raise DatasetError(f"labels={labels!r}: {source} names its classes itself; integer labels are for list:FILE")
+    settings = {"name": name, "labels": labels} if takes_labels else {"name": name}
     has_classes = source == "torchvision" and argument.startswith("LSUN:")  # LSUN itself takes classes=
     argument, options = take_options(argument, HOLDOUT_OPTIONS if has_classes else (*HOLDOUT_OPTIONS, "classes"))
     listed = load_class_list(options.pop("classes")) if "classes" in options else None

@@ -45,9 +45,8 @@ class Source:
     ----------
     encoder_name : name of the model
     digest : identifies its weights among others with that name: a checksum of the checkpoint, a commit, a date
-    text_digest
-        Digest of the matching text tower, for zero-shot heads (``featcache info`` of a text store shows it). Not needed
-        if the texts are imported with the same name and digest.
+    text_digest : that of the matching text tower, for zero-shot heads (``featcache info`` of a text store shows it);
+        not needed if the texts are imported with the same name and digest
     logit_scale : exponentiated factor on cosine similarities
     """
 
@@ -90,13 +89,10 @@ def import_features(
 
     Parameters
     ----------
-    found
-        Features (N, D) of any float type, normalised or not; labels (N,), integers from 0 or class names. For
+    found : features (N, D) of any float type, normalised or not; labels (N,), integers from 0 or class names. For
         multi-label data, labels (N, L): 1 if the class applies, 0 if not, -1 or NaN if unknown.
     name, split : name of the store; part of its key
-    classnames
-        C class names; default: those in `found`, else the labels themselves, sorted, or ``class 0``, ``class 1``, ...
-    root : root of the stores
+    classnames : C names; default: those in `found`, else the labels, sorted, or ``class 0``, ``class 1``, ...
     update_labels : whether to replace labels, class names, text digest and logit scale of an existing store
 
     Raises

@@ -37,12 +37,10 @@ def import_texts(
 
     Parameters
     ----------
-    found
-        Its features are the vectors of C classes: (C, D), (D, C), or (C, T, D) with T prompts per class, padded with
-        NaN. If the matrix is square, the class vectors are along the axis on which all have the same length.
-    source
-        Its `tower` is the store's text tower. Without a logit scale, the common length of the vectors is used as such;
-        unit vectors require one.
+    found : its features are the vectors of C classes: (C, D), (D, C), or (C, T, D) with T prompts per class, padded
+        with NaN. If the matrix is square, the class vectors are along the axis on which all have the same length.
+    source : its `tower` is the store's text tower. Without a logit scale, the common length of the vectors is used as
+        such; unit vectors require one.
     name : name of the store in listings
     classnames : C class names; default: those in `found`
 

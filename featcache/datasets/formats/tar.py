@@ -169,7 +169,7 @@ def expand_shards(pattern: str, split: str) -> list[str]:
         return [shard for place in places for shard in _remote(place.rstrip("/"), split)]
     shards = [shard for place in places for shard in _local(str(local_path("webdataset", place)), split)]
     if not shards:
-        looked = place = places[0]
+        looked = place = str(local_path("webdataset", places[0]))
         if os.path.isdir(place):
             looked += "/*.tar" if split == WHOLE else f"/{split}/*.tar and {place}/{split}-000000.tar"
             looked += f", found {first_few(sorted(os.listdir(place))) or 'nothing'}"

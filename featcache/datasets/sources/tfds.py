@@ -63,11 +63,11 @@ def open_tfds(argument: str, split: str, *, name: str | None = None) -> ImageFil
     features = described.get("featuresDict", {}).get("features", {})
     image = _feature(features, "image", "Image", options.get("image"), folder)
     label = _feature(features, "classLabel", "ClassLabel", options.get("label"), folder)
-    samples = [sample for path, length in shards.items() for sample in _samples(path, length, image, label)]
+    samples = [sample for path, length in shards for sample in _samples(path, length, image, label)]
     if not samples:
         raise DatasetError(f"{folder}: split {split!r} holds no sample")
     targets, classnames = _classes(folder, label, features[label], [sample.label for sample in samples])
-    stamps = {path: path.stat().st_mtime_ns for path in shards}
+    stamps = {path: path.stat().st_mtime_ns for path, _ in shards}
     files = [(sample.size, stamps[sample.shard]) for sample in samples]
     index = listed_beside(file_index(_ids(samples), files, targets, classnames), folder)
     title = default_name(name or re.sub(r"/\d+\.\d+\.\d+$", "", kind))
@@ -86,7 +86,7 @@ def _version_folder(data_dir: Path, kind: str) -> Path:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
-def _shards(folder: Path, info: Json, split: str) -> dict[Path, int]:
+def _shards(folder: Path, info: Json, split: str) -> list[tuple[Path, int]]:
     """The files of a split, and the number of records of each."""
     kind = info.get("fileFormat", "tfrecord")
     if kind != "tfrecord":
@@ -97,14 +97,14 @@ def _shards(folder: Path, info: Json, split: str) -> dict[Path, int]:
     if found is None:
         raise DatasetError(f"{folder}: no split {split!r}; expected one of {', '.join(splits)}")
     lengths = [int(length) for length in found.get("shardLengths", [])]
-    shards = {}
+    shards = []
     for number, length in enumerate(lengths):
         part = f"{number:05d}-of-{len(lengths):05d}"
         values = {"DATASET": info.get("name"), "SPLIT": found["name"], "FILEFORMAT": kind, "SHARD_X_OF_Y": part}
         name = re.sub(r"\{(\w+)\}", lambda m: str(values.get(m[1], m[0])), found.get("filepathTemplate") or TEMPLATE)  # noqa: B023
         if not (folder / name).is_file() or "/" in name:
             raise DatasetError(f"{folder / name}: no such shard; {REMEDY}")
-        shards[folder / name] = length
+        shards.append((folder / name, length))
     return shards
 
 
