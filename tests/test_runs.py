@@ -51,13 +51,13 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_from_folders_to_the_report(imagenet: Path, tmp_path: Path) -> None:
     with warm_featcache(tmp_path) as command:
-        ran = run(str(imagenet), str(tmp_path), HEADS="ridge knn", FEATCACHE=str(command))
+        ran = run(str(imagenet), str(tmp_path), FEATCACHE=str(command))
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [row["head"] for row in rows] == ["zero_shot", "ridge:ridge", "ridge:ridge_to_zero_shot", "knn"]
+    assert [row["head"] for row in rows] == ["zero_shot", "ridge:ridge", "ridge:ridge_to_zero_shot", "logistic", "knn"]
     names = ("imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
     assert all(0 <= row[f"{name}:top1"] <= 1 for row in rows for name in names)
-    assert rows[1]["imagenet:top1"] > 0.6  # colours tell the classes apart; chance is 0.05
+    assert min(row["imagenet:top1"] for row in rows[1:4]) > 0.6  # colours tell the classes apart; chance is 0.05
     assert rows[1]["imagenet-r:top1"] > 0.6  # among the 200 classes of ImageNet-R
     assert "<html" in (tmp_path / "report.html").read_text()
     times = [line.split("\t") for line in (tmp_path / "times.tsv").read_text().splitlines()]
