@@ -78,7 +78,6 @@ def residuals() -> dict[str, str]:
 
 def compile_only() -> dict[str, dict[str, Any]]:
     os.environ["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton")  # by source, options and version of Triton
-    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
     from heads.kernels.triton import GRIDS, SHAPES
 
     return {
@@ -167,7 +166,7 @@ def built(source: Any, options: dict[str, int]) -> tuple[Any, dict[str, str], st
     import triton
     from triton.backends.compiler import GPUTarget
 
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options | {"enable_fp_fusion": True})
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

@@ -523,6 +523,7 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
         "BLOCK_D": shape.features,
         "num_warps": shape.warps,
         "num_stages": shape.stages,
+        "enable_fp_fusion": True,  # Triton's default differs between its versions
     }
     blocks_of_heads = problem.n_heads
     if problem.alphas is not None:

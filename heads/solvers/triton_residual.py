@@ -89,8 +89,9 @@ def softmax_residual(logits: Tensor, labels: Tensor, widest: int = WIDEST) -> tu
     """As `heads.solvers.primitives.softmax_residual`, from one launch on torch's current stream."""
     n, classes = logits.shape
     losses, shape = logits.new_empty(n), shape_of(classes, widest)
+    options: dict[str, int | bool] = {"num_warps": _WARPS, "enable_fp_fusion": True}  # Triton's default varies
     with torch.cuda.device(logits.device if logits.is_cuda else -1):  # -1: on a CPU, in Triton's interpreter
         residual_rows[(-(-n // int(shape["ROWS"])),)](
-            logits, labels.contiguous(), losses, n, classes, logits.stride(0), num_warps=_WARPS, **shape
+            logits, labels.contiguous(), losses, n, classes, logits.stride(0), **options, **shape
         )
     return losses, logits
