@@ -53,7 +53,7 @@ def test_files_are_read_in_order_and_an_unfinished_last_line_is_skipped(tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"a:top1": 1}\nno\n{"a:top1": 1}\n', "2: no JSON"),
+        ('{"a:top1": 1}\nno\n{"a:top1": 1}\n', "2: not JSON"),
         ("[1]\n", "1: '\\[1\\]' is not a JSON object"),
         ('{"head": "ridge"}\n', "no row with a key"),
         ("", "no row with a key"),
