@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.errors import StoreWriteError
 from featcache.store.columns import feed_texts
 from featcache.store.key import checksum, pretty_json
 from featcache.store.places import StorePath, put, read_or_none
@@ -30,7 +29,7 @@ SETTLED_NS = 2 * 10**9
 
 @dataclass(frozen=True)
 class Content:
-    """The digest of samples in memory.
+    """The digest of samples in memory, or in one file.
 
     Parameters
     ----------
@@ -38,23 +37,23 @@ class Content:
     decoding : how the samples decode: equal bytes of another type or shape are other images
     hashes : reads all samples as `Dataset.read` does, and returns their xxh3-128 in row order, 16 bytes each
     remedy : for the error if samples change while they are encoded
+    file : bytes and modification time in ns of the file when it was opened
     """
 
     where: Path | str
     decoding: str
     hashes: Callable[[], bytes]
     remedy: str = "run the same command again, which encodes what it holds now"
+    file: tuple[int, int] | None = None
     _known: list[str] = field(default_factory=list, compare=False, repr=False)
 
     def digest(self, root: StorePath | None = None) -> str:
-        """The digest, 32 hexadecimal digits; cached below `root`."""
-        if not self._known:
-            self._known.append(self.compute(root))
+        """The digest, 32 hexadecimal digits; that of a file is cached below `root`."""
+        if not self._known and root is not None and self.file is not None:
+            self._known.append(self._cached(root, *self.file))
+        elif not self._known:
+            self._known.append(content_digest(self.decoding, self.hashes()))
         return self._known[0]
-
-    def compute(self, root: StorePath | None) -> str:
-        """The digest of all samples."""
-        return content_digest(self.decoding, self.hashes())
 
     def of_rows(self, rows: npt.NDArray[np.int64]) -> "Content":
         """The content of some samples, in that order."""
@@ -64,52 +63,23 @@ class Content:
 
         return Content(self.where, self.decoding, hashes, self.remedy)
 
-
-@dataclass(frozen=True)
-class FileContent(Content):
-    """The digest of the samples in one file.
-
-    Parameters
-    ----------
-    size, stamp : bytes and modification time in ns of the file when it was opened
-    """
-
-    size: int = 0
-    stamp: int = 0
-
-    def compute(self, root: StorePath | None) -> str:
-        """The digest from the cache below `root`, else of the file."""
-        if root is None:
-            return super().compute(root)
+    def _cached(self, root: StorePath, size: int, stamp: int) -> str:
+        """The digest from the cache, else of the file, whose digest is then cached."""
         name = sha256(f"{self.where}\n{self.decoding}".encode(errors="surrogateescape")).hexdigest()[:24]
         place = root / DIGESTS / f"{name}.json"
-        if cached := self._cached(read_or_none(place)):
-            return cached
-        found = super().compute(root)
-        if self._settled():
-            record = {"path": str(self.where), "size": self.size, "mtime_ns": self.stamp, "digest": found}
-            with contextlib.suppress(StoreWriteError, UnicodeEncodeError):  # the root may be read-only
+        content = read_or_none(place) or b"null"
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):  # damaged, or of an earlier version
+            record = json.loads(content)
+            is_sound = record.pop("checksum") == checksum(pretty_json(record))
+            if is_sound and (record["size"], record["mtime_ns"]) == (size, stamp):
+                return str(record["digest"])
+        found = content_digest(self.decoding, self.hashes())
+        with contextlib.suppress(OSError, UnicodeEncodeError):  # the file may be gone, and the root read-only
+            status = Path(self.where).stat()
+            if (status.st_size, status.st_mtime_ns) == (size, stamp) and time.time_ns() - stamp > SETTLED_NS:
+                record = {"path": str(self.where), "size": size, "mtime_ns": stamp, "digest": found}
                 put(place, pretty_json(record | {"checksum": checksum(pretty_json(record))}))
         return found
-
-    def _cached(self, content: bytes | None) -> str | None:
-        try:
-            record = json.loads(content or b"null")
-        except ValueError:  # damaged: computed again
-            return None
-        if not isinstance(record, dict) or (record.get("size"), record.get("mtime_ns")) != (self.size, self.stamp):
-            return None
-        if record.pop("checksum", None) != checksum(pretty_json(record)):  # damaged, or of an earlier version
-            return None
-        return str(record["digest"])
-
-    def _settled(self) -> bool:
-        try:
-            status = Path(self.where).stat()
-        except OSError:
-            return False
-        is_old = time.time_ns() - self.stamp > SETTLED_NS
-        return is_old and (status.st_size, status.st_mtime_ns) == (self.size, self.stamp)
 
 
 def content_digest(decoding: str, hashes: bytes) -> str:

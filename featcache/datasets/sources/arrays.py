@@ -27,7 +27,7 @@ import numpy.typing as npt
 import xxhash
 
 from featcache.datasets.base import Opened, Picture, SampleIndex
-from featcache.datasets.content import FileContent
+from featcache.datasets.content import Content
 from featcache.datasets.files import file_index, local_path, size_and_stamp
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.datasets.options import default_name, split_options
@@ -123,10 +123,9 @@ def array_index(
     prefix : start of the ids, before the row
     prepared : as in `ArrayDataset`
     """
-    size, stamp = facts
     ids = [f"{prefix}/{row:07d}" for row in range(len(images))]
-    files = np.tile([images.itemsize * int(np.prod(images.shape[1:])), stamp], (len(images), 1))
-    content = FileContent(path, _decoding(images, prepared), lambda: _hashes(images), size=size, stamp=stamp)
+    files = np.tile([images.itemsize * int(np.prod(images.shape[1:])), facts[1]], (len(images), 1))
+    content = Content(path, _decoding(images, prepared), lambda: _hashes(images), file=facts)
     return file_index(ids, files, targets, classnames, content=content)
 
 
