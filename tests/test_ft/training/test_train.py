@@ -353,7 +353,10 @@ def test_invalid_options_are_refused(changes: dict[str, Any], message: str) -> N
         ({"batch_size": 23, "drop_last": False, "regularizers": {"variance_covariance": 1.0}}, "would hold one image"),
         ({"accumulate": 9}, "only 8 images per update"),
         ({"freeze_layers": 3}, "has 2 blocks"),
-        ({"regularizers": {"lipsum": {"weight": 1.0, "mode": "fresh"}}}, "expected random"),
+        (
+            {"regularizers": {"lipsum": {"weight": 1.0, "mode": "fresh"}}},
+            "mode is 'fresh', expected 'random', 'bank' or 'exact'",
+        ),
         ({"regularizers": {"l2sp": {"weight": 1.0, "gamma": 2}}}, "l2sp: unknown parameter gamma=2; expected beta"),
     ],
 )
