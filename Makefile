@@ -73,7 +73,7 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 	$(BIN)/python -m benchmarks.bench_precision --out benchmarks/results/precision.json
 	$(BIN)/python -m benchmarks.bench_preparation --out benchmarks/results/preparation.json
 	$(BIN)/python -m benchmarks.bench_texts --out benchmarks/results/texts.json
-	$(BIN)/python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
+	$(BIN)/python -m benchmarks.bench_ridge --modes --out benchmarks/results/ridge.json
 	$(BIN)/python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json
 	$(BIN)/python -m benchmarks.bench_nll --out benchmarks/results/nll.json
 	$(BIN)/python -m benchmarks.bench_logistic --enough 16 --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json

@@ -5,7 +5,7 @@
 C is 1, scikit-learn's default, unless --C is given. Features are in memory: ours float16, scikit-learn's float32 or
 float64, converted before timing starts; the faster of the two counts. Also reported: how far each objective ends above
 the minimum, relative to it, and how test predictions and NLL differ from those at the minimum (of rows whose two best
-logits there are 1e-3 apart). Bar: never slower than scikit-learn.
+logits there are 1e-3 apart), at the default tolerance and at 1e-4. Bar: never slower than scikit-learn.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def contest(data: Data, C: float, rounds: int) -> tuple[dict[str, list[float]], 
         return lambda: found.update({f"sklearn {kind}": LogisticRegression(C=C).fit(wide[kind], data.y)})
 
     works: dict[str, Callable[[], object]] = {
-        "ours": lambda: found.update(ours=Logistic(C=C).fit(data.X, data.y)),
+        "ours": lambda: found.update({"ours": Logistic(C=C).fit(data.X, data.y)}),
+        "ours, tol 1e-4": lambda: found.update({"ours, tol 1e-4": Logistic(C=C, tol=1e-4).fit(data.X, data.y)}),
         **{f"sklearn {kind}": theirs(kind) for kind in wide},
     }
     with warnings.catch_warnings():
@@ -74,8 +75,8 @@ def main() -> None:
     for name in ("drawn",) if options.tiny else REAL:
         data = drawn(TINY, folder, 3.0) if options.tiny else real(folder, name)
         times, extra[name] = contest(data, options.C, 1 if options.tiny else options.rounds)
-        value = min(median(times[key]) for key in times if key != "ours") / median(times["ours"])
-        bars.append(at_least(f"times faster, {name}", value, 1.0))
+        theirs = min(median(values) for key, values in times.items() if key.startswith("sklearn"))
+        bars.append(at_least(f"times faster, {name}", theirs / median(times["ours"]), 1.0))
         seconds |= {f"{key}, {name}": values for key, values in times.items()}
     report("logistic, one C at default tolerances", {"C": options.C}, seconds, bars=bars, extra=extra, out=options.out)
 
