@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from featcache.errors import MismatchError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
+from featcache.store.places.targets import replacing, write_target
 from featcache.store.reading.tokens import block_rows
 
 if TYPE_CHECKING:
@@ -68,6 +70,16 @@ def table_of(store: ImageStore, dtype: np.dtype) -> pa.Table:
     import pyarrow as pa
 
     return pa.concat_tables([schema_of(store, dtype).empty_table(), *table_blocks(store, dtype)])
+
+
+def write_tensors(store: ImageStore, folder: Path, files: Mapping[str, Array]) -> None:
+    """Write arrays as files of tensors, and the class names beside them."""
+    import torch
+
+    write_target(folder / "classes.txt", text_lines(store.classnames))
+    for name, values in files.items():
+        with replacing(folder / name) as file:
+            torch.save(torch.from_numpy(np.ascontiguousarray(values)), file)
 
 
 def text_lines(lines: Iterable[str]) -> bytes:

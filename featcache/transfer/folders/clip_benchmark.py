@@ -9,21 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from featcache.store import ImageStore
-from featcache.store.places.targets import replacing, write_target
 from featcache.transfer.foreign import classes_beside, read_file
 from featcache.transfer.formats import Foreign
-from featcache.transfer.rows import text_lines
+from featcache.transfer.rows import write_tensors
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     """See `featcache.transfer.formats.FOLDERS`."""
-    import torch
-
-    write_target(folder / "classes.txt", text_lines(store.classnames))
     features, labels = store.numpy(dtype)
-    for what, values in (("features", features), ("targets", labels)):
-        with replacing(folder / f"{what}_{store.split}.pt") as file:
-            torch.save(torch.from_numpy(np.ascontiguousarray(values)), file)
+    write_tensors(store, folder, {f"features_{store.split}.pt": features, f"targets_{store.split}.pt": labels})
 
 
 def read(folder: Path, split: str) -> Foreign | None:

@@ -45,14 +45,12 @@ def read(folder: Path, split: str) -> Foreign | None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    numbers = sorted(
-        (int(found[1]), found[1]) for file in folder.glob("img_emb/*.npy") if (found := PARTITION.fullmatch(file.name))
-    )
+    partitions = map(PARTITION.fullmatch, (file.name for file in folder.glob("img_emb/*.npy")))
+    numbers = sorted((found[1] for found in partitions if found), key=lambda number: (int(number), number))
     if not numbers:
         return None
-    names = [name for _, name in numbers]
-    arrays = [folder / "img_emb" / f"img_emb_{name}.npy" for name in names]
-    files = [folder / "metadata" / f"metadata_{name}.parquet" for name in names]
+    arrays = [folder / "img_emb" / f"img_emb_{number}.npy" for number in numbers]
+    files = [folder / "metadata" / f"metadata_{number}.parquet" for number in numbers]
     check_files((*arrays, *files))
     features = np.concatenate([np.load(file, allow_pickle=False) for file in arrays])
     if not all(file.is_file() for file in files):

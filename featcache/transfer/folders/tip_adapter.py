@@ -9,29 +9,19 @@ import numpy as np
 
 from featcache.errors import DatasetError
 from featcache.store import ImageStore
-from featcache.store.layout import Array
-from featcache.store.places.targets import replacing, write_target
 from featcache.transfer.foreign import classes_beside, read_array, read_file
 from featcache.transfer.formats import Foreign
-from featcache.transfer.rows import text_lines
+from featcache.transfer.rows import write_tensors
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     """See `featcache.transfer.formats.FOLDERS`."""
-    import torch
-
-    write_target(folder / "classes.txt", text_lines(store.classnames))
     features, labels = store.numpy(dtype)
-    files: dict[str, Array] = {f"{store.split}_f.pt": features, f"{store.split}_l.pt": labels}
+    files = {f"{store.split}_f.pt": features, f"{store.split}_l.pt": labels}
     if store.split == "train":
-        shots = int(np.bincount(labels).max())
-        files = {
-            f"keys_{shots}shots.pt": np.ascontiguousarray(features.T),
-            f"values_{shots}shots.pt": np.eye(len(store.classnames), dtype=dtype)[labels],
-        }
-    for name, values in files.items():
-        with replacing(folder / name) as file:
-            torch.save(torch.from_numpy(values), file)
+        shots, hot = int(np.bincount(labels).max()), np.eye(len(store.classnames), dtype=dtype)[labels]
+        files = {f"keys_{shots}shots.pt": features.T, f"values_{shots}shots.pt": hot}
+    write_tensors(store, folder, files)
 
 
 def read(folder: Path, split: str) -> Foreign | None:
