@@ -74,12 +74,11 @@ def _rows_of(head: LogitHead, selection: Selection) -> Samples:
     """The selection rows over the head's classes; a store only if the head belongs to it, and was not fitted on it."""
     if is_store(selection):
         head.check(selection)
-    if is_store(selection) and head.provenance.was_fitted_on(selection):
-        raise HeadError(
-            f"{head.name} was fitted on {selection.name}/{selection.split}, where it is overconfident; "
-            "calibrate on a split that it was not fitted on"
-        )
-    if is_store(selection):
+        if head.provenance.was_fitted_on(selection):
+            raise HeadError(
+                f"{head.name} was fitted on {selection.name}/{selection.split}, where it is overconfident; "
+                "calibrate on a split that it was not fitted on"
+            )
         refuse_seen(head, selection, ROLES[:1])
     classes = np.arange(len(head.classnames)) if head.classes is None else head.classes
     nothing = np.zeros((0, head.dim)), np.zeros(0, np.int64)  # the training rows are not available here

@@ -277,11 +277,6 @@ def _splits(entry: Json, path: str | Path) -> Splits:
 
 
 def _checked(record: Json, kinds: Mapping[str, object], where: str) -> None:
-    _refuse_unknown(record, set(kinds), where)
+    if unknown := sorted(set(record) - set(kinds)):
+        raise HeadError(f"{where}: unknown key {', '.join(map(repr, unknown))}; expected some of {sorted(kinds)}")
     check_record(record, kinds, where)
-
-
-def _refuse_unknown(record: Mapping[str, object], known: set[str], path: str | Path) -> None:
-    unknown = sorted(set(record) - known)
-    if unknown:
-        raise HeadError(f"{path}: unknown key {', '.join(map(repr, unknown))}; expected some of {sorted(known)}")
