@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import types
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+import inspect
+import re
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from featcache.cli.arguments import (
     data_arguments,
@@ -28,81 +29,26 @@ from heads.cli.arguments import results_argument
 if TYPE_CHECKING:
     from ft.training.loop import FinetuneResult
 
-HELP = {
-    "objective": "loss to minimise",
-    "objective_weight": "weight of the objective in the loss (RegFT's --lambda-ce)",
-    "head": "zero_shot, zeros, ridge, logistic (fitted from the store of the training split), or a fitted head's file",
-    "head_scale": "logit scale inside the head's weights (WiSE-FT) or beside them (Lipsum-FT)",
-    "head_bias": "give the head a trainable bias",
-    "templates": "template set, file, or one template with {}, for zero-shot heads and captions",
-    "prompts": "JSON file {class: [sentences]} instead of templates",
-    "false_negatives": "contrastive: count equal captions of other pairs as negatives, as the original does",
-    "eval_templates": "contrastive: templates of the classifier that is evaluated and saved (default: --templates)",
-    "train": "parts to train: image, text, head, logit_scale",
-    "shots": "train on this many samples of each class, drawn with --seed",
-    "epochs": "passes over the data (default: 10)",
-    "steps": "updates, instead of epochs",
-    "batch_size": "images per update, over all processes and micro-batches",
-    "drop_last": "leave out the last, smaller batch of an epoch",
-    "accumulate": "micro-batches per update",
-    "lr": "learning rate",
-    "schedule": "learning-rate schedule",
-    "ema_decay": "decay of the moving average",
-    "warmup": "warm-up updates",
-    "clip": "maximum norm of the gradient",
-    "layer_decay": "multiply the learning rate by this for each layer further from the output",
-    "freeze_layers": "freeze this many layers at the input of the image tower, counting the embedding",
-    "lora_rank": "rank of LoRA updates, trained instead of the towers; checkpoints hold the merged weights",
-    "lora_alpha": "scale of the update, divided by the rank (default: the rank)",
-    "lora_tower": "towers with an update",
-    "lora_targets": "matrices with an update: query, key, value and out (of attention), mlp",
-    "batch_norm": "batch normalisation uses and updates batch statistics (ResNets)",
-    "precision": "precision of the towers' matrix products",
-    "compile": "use torch.compile on the image tower",
-    "checkpoint_activations": "recompute activations in the backward pass to save memory",
-    "average": "average of the weights, evaluated and saved instead of them",
-    "swa_start": "fraction of the run after which averaging begins",
-    "preprocess": "preprocessing without augmentation: central-crop, or (default) the model's own",
-    "augment": "augmentation of the training images (none: as encode prepares them)",
-    "shuffle": "draw a new order every epoch",
-    "prior": "frozen features: computed online, or kept in a store for later runs",
-    "select": "metric on --val that chooses the best checkpoint",
-    "eval_start": "also evaluate the initial model on --val: prints before and after, and adds rows to --results",
-    "keep_every": "epochs between checkpoints to keep, as OUT/checkpoint_1 and so on (default: keep none)",
-    "eval_every": "updates between evaluations on --val (default: one epoch)",
-    "save_every": "updates between checkpoints (default: one epoch)",
-    "log_every": "updates between lines of log.jsonl",
-    "workers": "threads that read, decode and crop (default: one per core)",
-    "tensorboard": "also log for TensorBoard (extra `finetune`)",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache finetune``."""
     data_arguments(parser, "DATASET")
-    parser.add_argument("--split", default="train", help="split to train on (default: train)")
-    parser.add_argument(
-        "--val", metavar="DATASET:SPLIT", help="split that chooses the best checkpoint; not one that you report"
-    )
-    parser.add_argument(
-        "--model", default="tiny", help="tiny (the default), an open_clip architecture, local-dir:FOLDER, hf-hub:NAME"
-    )
+    add = parser.add_argument
+    add("--split", default="train", help="split to train on (default: train)")
+    add("--val", metavar="DATASET:SPLIT", help="split that chooses the best checkpoint; not one that you report")
+    add("--model", default="tiny", help="tiny (the default), an open_clip architecture, local-dir:FOLDER, hf-hub:NAME")
     pretrained_argument(parser)
-    parser.add_argument(
-        "-o", "--out", required=True, metavar="DIR", help="folder of the run; an unfinished run resumes"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start again, replacing an existing run")
+    add("-o", "--out", required=True, metavar="DIR", help="folder of the run; an unfinished run resumes")
+    add("--overwrite", action="store_true", help="start again, replacing an existing run")
     dry_run_argument(parser, "trained")
-    parser.add_argument(
-        "--recipe", metavar="NAME", help=f"take options from {', '.join(RECIPES)} or a file; flags override them"
-    )
-    parser.add_argument(
+    add("--recipe", metavar="NAME", help=f"take options from {', '.join(RECIPES)} or a file; flags override them")
+    add(
         "--regularizer",
         action="append",
         metavar="NAME=LAMBDA[,PARAMETER=VALUE...]",
         help=f"add a term to the loss, with its weight (repeatable): {', '.join(REGULARIZERS)}",
     )
-    parser.add_argument(
+    add(
         "--eval-names",
         nargs="+",
         default=argparse.SUPPRESS,
@@ -113,25 +59,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device_argument(parser)
     quiet_argument(parser)
     root_argument(parser)
-    kinds = get_type_hints(FinetuneOptions)
+    kinds, texts = get_type_hints(FinetuneOptions), _descriptions()
     for option in dataclasses.fields(FinetuneOptions):
         if option.name not in ("regularizers", "eval_names"):
-            _add_flag(parser, option.name, kinds[option.name], option.default)
+            _add_flag(parser, option.name, kinds[option.name], option.default, texts.get(option.name, ""))
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: object) -> None:
+def _descriptions() -> dict[str, str]:
+    """What each option means, from the docstring of `FinetuneOptions`."""
+    _, _, section = (inspect.getdoc(FinetuneOptions) or "").partition("----------\n")
+    entries = re.findall(r"^(\w+)(?: : |$)((?:.*\n)(?: .*\n)*)", section.partition("\n\n")[0] + "\n", re.MULTILINE)
+    return {name: " ".join(text.replace("`", "").split()).rstrip(".") for name, text in entries}
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: object, text: str) -> None:
     """Add the flag of an option, without a default: the recipe's value or the option's default then applies."""
-    flag, text = f"--{name.replace('_', '-')}", HELP.get(name, name.replace("_", " "))
     shown = "" if default in (None, (), "") or "default:" in text else f" (default: {default})"
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%") + shown}
-    if kind is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
-        return
-    if get_origin(kind) in (Union, types.UnionType):  # int | None
+    if type(None) in get_args(kind):  # int | None
         kind = next(part for part in get_args(kind) if part is not type(None))
     if get_origin(kind) is tuple:
         kind, settings["nargs"] = get_args(kind)[0], 2 if name == "betas" else "+"
-    parser.add_argument(flag, type=kind, choices=declared_options()[name].choices, **settings)
+    if kind is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    else:
+        settings |= {"type": kind, "choices": declared_options()[name].choices}
+    parser.add_argument(f"--{name.replace('_', '-')}", **settings)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -34,35 +34,38 @@ class FinetuneOptions:
 
     Parameters
     ----------
-    objective : {"cross_entropy", "contrastive"}
-        Cross entropy of a head, or contrastive loss between images and captions (templates filled with class names).
+    objective
+        ``cross_entropy`` of a head, or ``contrastive`` loss of images and captions (templates filled with class names).
     objective_weight : weight of the objective in the loss, as the regularisers have theirs (RegFT's lambda)
     head
         Initial head: ``zero_shot``, ``zeros``, ``ridge`` or ``logistic`` (fitted on the store of the training split),
         or a file written by ``featcache fit``. Contrastive runs have none.
-    head_scale : {"folded", "separate"}
-        Logits are ``W v + b`` with the logit scale s inside W (WiSE-FT), or ``s W v + b`` (Lipsum-FT). The gradient of
-        a separate W is s times larger, so at the same learning rate the head learns faster.
-    head_bias : whether the head has a trainable bias
+    head_scale
+        Logits are ``W v + b`` with the logit scale s inside W (``folded``, as WiSE-FT), or ``s W v + b`` (``separate``,
+        as Lipsum-FT). The gradient of a separate W is s times larger, so at the same learning rate the head learns
+        faster.
+    head_bias : give the head a trainable bias
     templates : template set, file, or one template with ``{}``, for zero-shot heads and captions
-    prompts : JSON file of sentences per class, instead of templates
+    prompts : JSON file ``{class: [sentences]}``, instead of templates
     false_negatives : contrastive: count equal captions of other pairs as negatives, as the original does
-    eval_templates : contrastive: templates of the classifier that is evaluated and saved; default: `templates`
+    eval_templates : contrastive: templates of the classifier that is evaluated and saved (default: `templates`)
     eval_names : contrastive: other class names in the prompts of that classifier, such as ``{"0": "zero"}``
-    train : tuple of "image", "text", "head", "logit_scale"
-        Parts to train. Default: image and head; for the contrastive objective, image, text and logit scale.
-    regularizers
-        Terms added to the loss: name -> weight, or name -> ``{"weight": lambda, parameter: value, ...}``.
-    shots : train on this many samples of each class, drawn by `heads.rows.few_shot.draw_shots` with `seed`
-    epochs, steps : length of the run, one of the two; default: 10 epochs
+    train
+        Parts to train: image, text, head, logit_scale (default: image and head; for the contrastive objective, image,
+        text and logit scale).
+    regularizers : terms added to the loss: name -> weight, or name -> ``{"weight": lambda, parameter: value, ...}``
+    shots : train on this many samples of each class, drawn with `seed` as `heads.few_shot` draws them
+    epochs : passes over the data (default: 10, without `steps`)
+    steps : updates, instead of epochs
     batch_size : images per update, over all processes and micro-batches
-    drop_last : leave out the last batch of an epoch if it is smaller; False trains on it, as WiSE-FT does
+    drop_last : leave out the last batch of an epoch if it is smaller; otherwise train on it, as WiSE-FT does
     accumulate : micro-batches per update in each process; the update is that of the whole batch
-    optimizer : {"adamw", "adam"}
-        ``adam`` adds weight decay to the gradient (L2), as torch's Adam does.
-    lr, weight_decay, betas, eps : of the optimiser; weight decay applies to all trained parameters
-    schedule : {"wise_ft", "lipsum", "constant"}
-        See `ft.training.optim`; ``constant`` has a linear warm-up too.
+    optimizer : ``adam`` adds weight decay to the gradient (L2), as torch's Adam does
+    lr : learning rate
+    weight_decay : weight decay, of all trained parameters
+    betas : decay rates of the optimiser's two moments
+    eps : added to the denominator of the optimiser's steps
+    schedule : learning-rate schedule (see `ft.training.optim`); ``constant`` has a linear warm-up too
     warmup : warm-up updates; the schedule ``lipsum`` warms up over a tenth of the run instead
     clip : maximum norm of the gradient
     label_smoothing : label smoothing of the cross entropy
@@ -71,37 +74,35 @@ class FinetuneOptions:
     lora_rank
         Rank of low-rank updates that are trained instead of the towers (LoRA, see `ft.training.lora`); 0 trains the
         towers themselves. Checkpoints hold the merged weights: they are plain models.
-    lora_alpha : the update is multiplied by alpha / rank; default: the rank
-    lora_tower : {"trained", "image", "text", "both"}
+    lora_alpha : the update is multiplied by alpha / rank (default: the rank)
+    lora_tower
         Towers with an update; ``trained`` means those in `train`. A trained tower without one is trained as a whole.
-    lora_targets : tuple of "query", "key", "value", "out", "mlp"
-        Matrices with an update: those of attention (out is its output projection), and of the MLPs.
+    lora_targets : matrices with an update: query, key, value and out (of attention), mlp
     batch_norm
         Use and update batch statistics in trained batch normalisation layers (ResNets); validation and the frozen model
         use running statistics. Not with several processes, micro-batches, or `checkpoint_activations`.
-    precision : {"fp32", "bf16", "fp16"}
-        Precision of the towers' matrix products (autocast); weights, heads and losses are float32.
+    precision : precision of the towers' matrix products (autocast); weights, heads and losses are float32
     compile : use ``torch.compile`` on the image tower
     checkpoint_activations : recompute activations in the backward pass to save memory
-    average : {"none", "ema", "swa"}
-        Average of the weights that is evaluated and saved instead of them.
+    average : average of the weights that is evaluated and saved instead of them
     ema_decay : decay of the exponential moving average
     swa_start : fraction of the run after which SWA begins; it averages one model per epoch
     preprocess
-        Preprocessing without augmentation, see `featcache.encoders.load_encoder`. Heads then belong to features from
-        ``featcache encode --preprocess`` with the same name.
-    augment : augmentation of the training images: a name in `featcache.encoding.augment`
+        Preprocessing without augmentation, such as ``central-crop`` (default: the model's own). Heads then belong to
+        features from ``featcache encode --preprocess`` with the same name.
+    augment : augmentation of the training images: a name in `featcache.encoding.augment`, or ``none``: as encode does
     seed : seed of all random numbers
-    shuffle : draw a new order every epoch; False keeps the order of the data set
-    prior : {"online", "store"}
-        Features of the frozen model: computed online, or kept in a store for later runs.
-    select : {"accuracy", "nll"}
+    shuffle : draw a new order every epoch; otherwise keep the order of the data set
+    prior : features of the frozen model: computed online, or kept in a store for later runs
+    select
         Metric on the selection split that chooses the best checkpoint; ties go to the lower NLL, then to the earlier.
-    eval_start : also evaluate the initial model on the selection split
-    keep_every : epochs between checkpoints to keep, as ``checkpoint_1`` and so on; 0: keep only ``last`` and ``best``
-    eval_every, save_every, log_every
-        Updates between validations, between checkpoints (0: once per epoch), and between log lines.
-    workers : threads that read, decode and crop; 0: one per core
+    eval_start
+        Also evaluate the initial model on the selection split: prints before and after, and adds rows to ``--results``.
+    keep_every : epochs between checkpoints to keep, as ``OUT/checkpoint_1`` and so on (default: keep none)
+    eval_every : updates between evaluations on the selection split (default: one epoch)
+    save_every : updates between checkpoints (default: one epoch)
+    log_every : updates between lines of ``log.jsonl``
+    workers : threads that read, decode and crop (default: one per core)
     tensorboard : also log for TensorBoard (extra ``finetune``)
 
     Raises

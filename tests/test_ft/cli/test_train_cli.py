@@ -1,5 +1,6 @@
 """``featcache finetune``, and the road from it: encode, evaluate, wise, on `tiny` and digits."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from featcache.cli.main import main
-from ft.cli.finetune import _options, add_arguments
+from ft.cli.finetune import _descriptions, _options, add_arguments
 from ft.recipes import RECIPES, load_recipe
 from ft.training.loop import FinetuneResult
 from ft.training.options import FinetuneOptions
@@ -85,6 +86,14 @@ def test_flags_override_recipes(name: str) -> None:
 
 def test_steps_or_epochs_replace_those_of_the_recipe() -> None:
     assert (parsed("--recipe", "wise_ft", "--steps", "7").steps, parsed("--recipe", "wise_ft").steps) == (7, None)
+
+
+def test_every_option_has_a_help_text() -> None:
+    texts = _descriptions()
+    assert texts.keys() == {option.name for option in dataclasses.fields(FinetuneOptions)}
+    assert texts["lr"] == "learning rate"
+    assert texts["prior"] == "features of the frozen model: computed online, or kept in a store for later runs"
+    assert all(texts.values())
 
 
 def test_every_option_is_a_flag() -> None:
