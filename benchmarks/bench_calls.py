@@ -8,8 +8,6 @@ evaluation is `heads.evaluate` of one head on rows in memory and in a store; its
 scikit-learn from bare NumPy logits.
 """
 
-from __future__ import annotations
-
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,7 +29,6 @@ BAR_MS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=15)
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=512)

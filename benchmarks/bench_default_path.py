@@ -7,8 +7,6 @@ means and a common within-class covariance, at three spreads (`logistic_cases.dr
 the rows are counted as well (products with some of the rows by their share), which do not depend on the load.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,7 +45,6 @@ class Counted:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--dim", type=int, default=128)

@@ -9,7 +9,6 @@ run takes at most 1.10 times the sum of the two; on a GPU, which computes while 
 takes at least 0.95 of the whole run.
 """
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import at_least, at_most, benchmark_parser, interleaved, report
+from benchmarks.common import at_least, at_most, benchmark_parser, interleaved, median, report
 from featcache import EncodeOptions, encode_dataset, load_encoder
 from featcache.datasets import Dataset, open_dataset
 from featcache.encoders.preparation import PREPARATIONS, decoded_for
@@ -106,10 +105,10 @@ def main(argv: list[str] | None = None) -> int:
             seconds |= {f"{name}: {part}": values for part, values in found.items()}
             rounds_of = list(zip(*(found[part] for part in ("whole run", "bare forward", "bare decode")), strict=True))
             if args.device == "cpu":
-                value = statistics.median(whole / (forward + decode) for whole, forward, decode in rounds_of)
+                value = median(whole / (forward + decode) for whole, forward, decode in rounds_of)
                 bars.append(at_most(f"{name}, at most", value, BAR))
             elif encoder is big:
-                value = statistics.median(forward / whole for whole, forward, _ in rounds_of)
+                value = median(forward / whole for whole, forward, _ in rounds_of)
                 bars.append(at_least(f"{name}, share of the forward pass", value, GPU_BAR))
     report(
         "Encoding",

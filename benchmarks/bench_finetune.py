@@ -19,7 +19,6 @@ the pipeline runs ahead, and costs nothing as long as it takes less time than th
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_encode import write_jpegs
-from benchmarks.common import at_most, benchmark_parser, interleaved, report
+from benchmarks.common import at_most, benchmark_parser, interleaved, median, report
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset, SampleIndex
 from featcache.encoding.pipeline import default_workers
@@ -123,7 +122,7 @@ def bars_of(seconds: dict[str, list[float]]) -> tuple[list[dict[str, Any]], dict
 
     def of(name: str, *others: str) -> float:
         below = [sum(parts) for parts in zip(*(seconds[other] for other in others), strict=True)]
-        return statistics.median(a / b for a, b in zip(seconds[name], below, strict=True))
+        return median(a / b for a, b in zip(seconds[name], below, strict=True))
 
     exact, stored = of("exact", "plain", "frozen"), of("stored v0", "plain")
     bars = [

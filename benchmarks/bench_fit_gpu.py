@@ -10,8 +10,6 @@ What cannot run is in the record with the reason. Ratios are peers' seconds over
     python -m benchmarks.bench_fit_gpu --device cpu --tiny
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable
@@ -22,8 +20,8 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn asks for it where 
 import torch
 
 from benchmarks.bench_solvers_gpu import draw, drawn_geometry
-from benchmarks.common import benchmark_parser, median, report
-from benchmarks.gpu_common import Work, device_facts, turns
+from benchmarks.common import Work, benchmark_parser, median, report
+from benchmarks.gpu_common import device_facts, turns
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import DeviceRows
 from heads.solvers.ridge.moments import Moments
@@ -129,7 +127,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--device", default="cuda")
     run(parser.parse_args())

@@ -10,8 +10,6 @@ leave-one-out, which himalaya does not offer, is timed as well.
     python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +77,6 @@ def agreement(kept: dict[str, Any], test: NDArray[np.float16]) -> dict[str, Any]
 
 
 def main() -> None:
-    """Run, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--rows", type=int, help="N, instead of 10,000")
     options = parser.parse_args()

@@ -19,8 +19,6 @@ again); the JSON is written after each data set.
     python -m benchmarks.bench_logistic --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import time
@@ -202,7 +200,6 @@ def bar(name: str, times: dict[str, list[float]], found: dict[str, Any]) -> dict
 
 
 def main() -> None:
-    """Run, print, and write JSON with --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
     parser.add_argument("--rows", type=int, help="N, instead of 50,000")

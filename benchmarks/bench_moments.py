@@ -9,8 +9,6 @@ memory, converted to float64 piece by piece, multiplied, and summed by class, wi
 threads. Peak memory is measured in a separate process.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import subprocess
@@ -179,7 +177,6 @@ def run(rows: int, dim: int, classes: int, folds: int, rounds: int, out: Path | 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=4_200_000)
     parser.add_argument("--dim", type=int, default=512)

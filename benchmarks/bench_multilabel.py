@@ -9,8 +9,6 @@ the record. The optimum for comparison is from its ``newton-cholesky`` solver at
     python -m benchmarks.bench_multilabel --out benchmarks/results/multilabel.json
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +52,6 @@ def agreement(path: tuple[Any, Any], wide: NDArray[np.float64], targets: NDArray
 
 
 def main() -> None:
-    """Run, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--peer-classes", type=int, metavar="K", help="classes that scikit-learn fits (default: all)")
     options = parser.parse_args()

@@ -18,8 +18,6 @@ rise of a fresh process's high-water mark over its inputs.
     python -m benchmarks.bench_nll --out benchmarks/results/nll.json
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess
@@ -32,7 +30,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.common import at_most, benchmark_parser, interleaved, median, ratio, report
+from benchmarks.common import Work, at_most, benchmark_parser, interleaved, median, ratio, report
 from heads.kernels import linear_cross_entropy, linear_nll
 
 SIZES = {"N": 50_000, "D": 512, "C": 1000}
@@ -41,8 +39,6 @@ HEADS = (1, 16)
 N_ALPHAS = 21
 SCALE = 100.0
 BARS = {"product": 1.3, "eager": 0.75, "alphas": 6.0, "MiB": 64.0, "fit": 1.05}
-
-Work = Callable[[], object]
 
 
 class Inputs:
@@ -210,7 +206,6 @@ def options_of() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run, print, and write JSON with --out."""
     options = options_of()
     if options.peak:
         sizes, n_heads, threads, name = options.peak

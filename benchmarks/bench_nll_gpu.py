@@ -15,8 +15,6 @@ ImageNet's size. Every figure is set against ceilings measured in the same proce
     python -m benchmarks.bench_nll_gpu --device cpu --tiny
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -24,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import at_least, at_most, benchmark_parser, median, report
-from benchmarks.gpu_common import Work, ceilings, device_facts, peak_mib, turns
+from benchmarks.common import Work, at_least, at_most, benchmark_parser, median, report
+from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
 from heads.kernels import linear_nll
 from heads.kernels.problem import Problem, pose
 
@@ -231,7 +229,6 @@ class Bench:
 
 
 def main() -> None:
-    """Run, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=15)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu, which leaves out what needs a GPU")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")

@@ -9,8 +9,6 @@ X.T @ X holds 60-70% of the trace.
     python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
+from benchmarks.bench_solvers_gpu import Stages
 from benchmarks.clip_like import draw
 from benchmarks.common import at_least, benchmark_parser, interleaved, median, ratio, report
 from heads import Ridge
-from heads.solvers.ridge.leave_one_out import leave_one_out_errors
-from heads.solvers.ridge.moments import Moments
-from heads.solvers.ridge.spectrum import Spectrum, decompose
 
 BARS = {20: (20.0, 15.0), 100: (90.0, 60.0)}
 """Alphas -> how many times faster than RidgeCV the path is, and `Ridge.fit` with its temperature."""
@@ -33,58 +29,27 @@ FULL = {"N": 50_000, "D": 512, "C": 100}
 TINY = {"N": 1_500, "D": 48, "C": 7}
 
 
-def timers(
-    features: NDArray[np.float16],
-    labels: NDArray[np.int64],
-    n_classes: int,
-    n_alphas: int,
-    kept: dict[str, Any],
-    float32: bool,
-) -> dict[str, Callable[[], object]]:
-    """The methods and our stages to time; their last results are stored in `kept`."""
-    alphas = np.logspace(-3, 3, n_alphas)
-    onehot, wide = np.eye(n_classes)[labels], features.astype(np.float64)
-
-    def blocks() -> list[tuple[NDArray[np.float16], NDArray[np.int64]]]:
-        return [(features, labels)]
-
-    def moments() -> Moments:
-        kept["moments"] = Moments.from_blocks(blocks(), dim=features.shape[1], n_targets=n_classes)
-        return kept["moments"]
-
-    def spectrum() -> Spectrum:
-        kept["spectrum"] = decompose(kept["moments"])
-        return kept["spectrum"]
-
-    def leave_one_out() -> NDArray[np.float64]:
-        kept["errors"] = leave_one_out_errors(kept["spectrum"], blocks, alphas) / n_classes
-        return kept["errors"]
-
-    def ours() -> None:
-        moments()
-        spectrum()
-        leave_one_out()
-        kept["alpha"] = float(alphas[kept["errors"].argmin()])
-        kept["weights"], kept["intercept"] = kept["spectrum"].solve(kept["alpha"])
+def timers(ours: Stages, kept: list[RidgeCV], float32: bool) -> dict[str, Callable[[], object]]:
+    """The methods and our stages to time; scikit-learn's last fit is in `kept`."""
+    features, labels, alphas, n_alphas = ours.X, ours.y, ours.alphas, len(ours.alphas)
+    onehot, wide = np.eye(ours.n_classes)[labels], features.astype(np.float64)
 
     def sklearn64() -> None:
-        kept["sklearn"] = RidgeCV(alphas).fit(wide, onehot)
+        kept[:] = [RidgeCV(alphas).fit(wide, onehot)]
 
     def sklearn32() -> None:
         RidgeCV(alphas).fit(features.astype(np.float32), onehot.astype(np.float32))
 
-    names = str(n_alphas)
-    found: dict[str, Callable[[], object]] = {f"sklearn RidgeCV, {names} alphas": sklearn64}
+    found: dict[str, Callable[[], object]] = {f"sklearn RidgeCV, {n_alphas} alphas": sklearn64}
     if float32:
-        found[f"sklearn RidgeCV float32, {names} alphas"] = sklearn32
-    found |= {
-        f"ours, {names} alphas": ours,
-        f"  moments ({names})": moments,
-        f"  eigendecomposition ({names})": spectrum,
-        f"  leave-one-out ({names})": leave_one_out,
-        f"ours with temperature: Ridge.fit, {names} alphas": lambda: Ridge(alphas).fit(features, labels),
+        found[f"sklearn RidgeCV float32, {n_alphas} alphas"] = sklearn32
+    return found | {
+        f"ours, {n_alphas} alphas": ours.whole,
+        f"  moments ({n_alphas})": ours.moments,
+        f"  eigendecomposition ({n_alphas})": ours.decomposition,
+        f"  leave-one-out ({n_alphas})": ours.leave_one_out,
+        f"ours with temperature: Ridge.fit, {n_alphas} alphas": lambda: Ridge(alphas).fit(features, labels),
     }
-    return found
 
 
 def mode_timers(
@@ -99,19 +64,17 @@ def mode_timers(
     return {f"sklearn RidgeCV(gcv_mode={mode!r}), {n_alphas} alphas": by(mode) for mode in GCV_MODES}
 
 
-def agreement(kept: dict[str, Any]) -> dict[str, Any]:
+def agreement(ours: Stages, theirs: RidgeCV) -> dict[str, Any]:
     """Differences of the last results from scikit-learn's."""
-    theirs = kept["sklearn"]
-    difference = np.linalg.norm(kept["weights"] - theirs.coef_) / np.linalg.norm(theirs.coef_)
+    difference = np.linalg.norm(ours.weights - theirs.coef_) / np.linalg.norm(theirs.coef_)
     return {
-        "alpha": [kept["alpha"], float(theirs.alpha_)],
+        "alpha": [ours.alpha, float(theirs.alpha_)],
         "weights_relative_difference": float(difference),
-        "error_relative_difference": float(abs(kept["errors"].min() / -theirs.best_score_ - 1.0)),
+        "error_relative_difference": float(abs(ours.errors.min() / ours.n_classes / -theirs.best_score_ - 1.0)),
     }
 
 
 def main() -> None:
-    """Run for 20 and for 100 alphas, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--alphas", type=int, nargs="*", default=list(BARS), help="numbers of alphas (default: 20 100)")
     parser.add_argument("--modes", action="store_true", help="also time every gcv_mode of scikit-learn")
@@ -126,16 +89,16 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     bars, agreements = [], {}
     for n_alphas in options.alphas:
-        kept: dict[str, Any] = {}
-        contest = timers(features, labels, sizes["C"], n_alphas, kept, options.float32)
-        seconds |= interleaved(contest, options.rounds, warmup=0)
+        kept: list[RidgeCV] = []
+        stages = Stages(features, labels, sizes["C"], np.logspace(-3, 3, n_alphas))
+        seconds |= interleaved(timers(stages, kept, options.float32), options.rounds, warmup=0)
         theirs = seconds[f"sklearn RidgeCV, {n_alphas} alphas"]
         ways = (f"ours, {n_alphas} alphas", f"ours with temperature: Ridge.fit, {n_alphas} alphas")
         for ours, bar in zip(ways, BARS.get(n_alphas, (0.0, 0.0)), strict=True):
             value = median(theirs) / median(seconds[ours])
             row = at_least(f"times faster, {ours}", value, bar)
             bars += [] if options.tiny else [row | {"ratio": ratio(theirs, seconds[ours])}]
-        agreements[f"agreement with sklearn, {n_alphas} alphas"] = agreement(kept)
+        agreements[f"agreement with sklearn, {n_alphas} alphas"] = agreement(stages, kept[0])
     if options.modes:
         seconds |= interleaved(mode_timers(features, labels, sizes["C"]), 1, warmup=0)
     report(

@@ -8,8 +8,6 @@ of the path on every fold, each to its optimum). The record also has CPU seconds
 whether both chose the same setting.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Sequence
@@ -143,7 +141,6 @@ def bench(rows: Rows, names: Sequence[str], steps: int, epochs: int, *, plain: b
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", help="holds imagenet_fewshot.npz; drawn rows without it")
     parser.add_argument("--heads", nargs="*", default=["lp_plus_plus", "tip_adapter_f", "logistic"])

@@ -15,8 +15,6 @@ anisotropic ones of `benchmarks.clip_like`. Features are float16 and stay where 
     python -m benchmarks.bench_solvers_gpu --device cpu --tiny
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from heads.solvers.logistic.preconditioner import Diagonal
 from heads.solvers.logistic.rows import DeviceRows, Rows
 from heads.solvers.ridge.leave_one_out import leave_one_out_errors
 from heads.solvers.ridge.moments import Moments
-from heads.solvers.ridge.spectrum import Spectrum, decompose
+from heads.solvers.ridge.spectrum import decompose
 
 FULL = {"N": 1_281_167, "D": 512, "C": 1000, "alphas": 100, "Cs": 45}
 TINY = {"N": 1_500, "D": 24, "C": 6, "alphas": 20, "Cs": 5}
@@ -82,42 +80,39 @@ def draw(geometry: Geometry, n: int, spread: float, device: torch.device) -> tup
     return X, y
 
 
-class Ridge:
-    """The ridge path, stage by stage."""
+class Stages:
+    """Our path on rows in memory, stage by stage; each keeps its result for the next."""
 
-    def __init__(self, X: torch.Tensor, y: torch.Tensor, n_classes: int, n_alphas: int) -> None:
-        self.X, self.y, self.n_classes, self.alphas = X, y, n_classes, np.logspace(-3, 3, n_alphas)
-        self.found: Moments | None = None
-        self.spectrum: Spectrum | None = None
-        self.errors: NDArray[np.float64] = np.zeros(0)
+    def __init__(self, X: Any, y: Any, n_classes: int, alphas: NDArray[np.float64]) -> None:
+        self.X, self.y, self.n_classes, self.alphas = X, y, n_classes, alphas
 
-    def moments(self) -> Moments:
+    def moments(self) -> None:
         """XᵀX, class sums, counts."""
-        blocks = [(self.X, self.y)]
-        self.found = Moments.from_blocks(blocks, dim=self.X.shape[1], n_targets=self.n_classes)
-        return self.found
+        self.sums = Moments.from_blocks([(self.X, self.y)], dim=self.X.shape[1], n_targets=self.n_classes)
 
-    def decomposition(self) -> Spectrum:
-        """Of the moments found last."""
-        self.spectrum = decompose(self.found or self.moments())
-        return self.spectrum
+    def decomposition(self) -> None:
+        """Of the moments."""
+        self.spectrum = decompose(self.sums)
 
-    def leave_one_out(self) -> NDArray[np.float64]:
-        """Errors (A,) at every alpha."""
-        spectrum = self.spectrum or self.decomposition()
-        self.errors = leave_one_out_errors(spectrum, lambda: [(self.X, self.y)], self.alphas)
-        return self.errors
+    def leave_one_out(self) -> None:
+        """Errors (A,) at every alpha, summed over classes."""
+        self.errors = leave_one_out_errors(self.spectrum, lambda: [(self.X, self.y)], self.alphas)
 
     def whole(self) -> None:
         """All of it, and the weights of the best alpha."""
         self.moments()
         self.decomposition()
-        best = float(self.alphas[self.leave_one_out().argmin()])
-        self.decomposition().solve(best)
+        self.leave_one_out()
+        self.alpha = float(self.alphas[self.errors.argmin()])
+        self.weights, self.intercept = self.spectrum.solve(self.alpha)
+
+
+class Ridge(Stages):
+    """The ridge path, with its check."""
 
     def disagreement(self) -> float:
         """Largest relative difference of three alphas' errors from the definition: residuals and leverages, float64."""
-        spectrum, n = self.decomposition(), len(self.X)
+        spectrum, n = self.spectrum, len(self.X)
         worst = 0.0
         for k in (0, len(self.alphas) // 2, len(self.alphas) - 1):
             weights, intercept = (torch.from_numpy(a).to(self.X.device) for a in spectrum.solve(self.alphas[k]))
@@ -199,14 +194,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     X, y = draw(geometry, sizes["N"], options.spread, device)
     limits = ceilings(device, torch.float16, tiny=options.tiny)
     limits["float64 FLOP/s"] = ceilings(device, torch.float64, tiny=options.tiny)["FLOP/s"]
-    ridge = Ridge(X, y, sizes["C"], sizes["alphas"])
+    ridge = Ridge(X, y, sizes["C"], np.logspace(-3, 3, sizes["alphas"]))
     stages = {"ridge": ridge.whole, "  moments": ridge.moments, "  decomposition": ridge.decomposition}
     seconds = turns(device, {**stages, "  leave-one-out": ridge.leave_one_out}, options.rounds, warmup=1)
     path: list[Fitted] = []
-
-    Cs = np.logspace(-6, 5, sizes["Cs"])
-
-    solvers: list[PathSolver] = []
+    Cs, solvers = np.logspace(-6, 5, sizes["Cs"]), list[PathSolver]()
 
     def logistic() -> None:
         solvers[:] = [PathSolver(DeviceRows(X, y, sizes["C"]), tol=options.tol, max_iter=2000)]

@@ -9,21 +9,17 @@ at most 3 times its time.
 
 import os
 import random
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import at_least, at_most, benchmark_parser, report
+from benchmarks.common import Work, at_least, at_most, benchmark_parser, interleaved, median, report
 from featcache.store.layout import ArraySpec, zarr_metadata
 from featcache.store.reading.readers import MappedReader, ZarrReader, chunk_spans
-
-Timer = Callable[[], object]
 
 
 def write(folder: Path, n_rows: int, dim: int, chunk_rows: int) -> ArraySpec:
@@ -63,7 +59,7 @@ def preadv_reader(folder: Path, spec: ArraySpec) -> Callable[[int, int, np.ndarr
     return read
 
 
-def contest(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) -> dict[str, dict[str, Timer]]:
+def contest(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) -> dict[str, dict[str, Work]]:
     """Blocks into one preallocated buffer, and a random gather, by each reader."""
     n_rows = spec.shape[0]
     mapped, through_zarr = MappedReader(folder, spec), ZarrReader(folder, spec)
@@ -77,7 +73,7 @@ def contest(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) ->
     assert np.array_equal(mapped.gather(chosen), npy[chosen])
     assert np.array_equal(through_zarr.gather(chosen), npy[chosen])
 
-    def blocks(read: Callable[[int, int, np.ndarray], object], into: np.ndarray = buffer) -> Timer:
+    def blocks(read: Callable[[int, int, np.ndarray], object], into: np.ndarray = buffer) -> Work:
         def run() -> None:
             for start in range(0, n_rows, block_rows):
                 stop = min(start + block_rows, n_rows)
@@ -104,28 +100,9 @@ def contest(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) ->
     }
 
 
-def timed(
-    timers: Mapping[str, Timer], rounds: int, *, before: Callable[[str], object] | None = None
-) -> dict[str, list[float]]:
-    """Seconds of each timer in each round after a first one to warm up, in a new order each round.
-
-    `before` is called with the name of each timer, outside the clock.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
-    for turn in range(rounds + 1):
-        for name in random.sample(list(timers), len(timers)):
-            if before is not None:
-                before(name)
-            began = time.perf_counter()
-            timers[name]()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
 def ratio_per_round(seconds: Mapping[str, list[float]], name: str, peer: str) -> float:
     """Median over rounds of the ratio of two timings in the same round."""
-    return statistics.median(own / other for own, other in zip(seconds[name], seconds[peer], strict=True))
+    return median(own / other for own, other in zip(seconds[name], seconds[peer], strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds = {
             f"{group}/{name}": values
             for group, timers in groups.items()
-            for name, values in timed(timers, rounds).items()
+            for name, values in interleaved(timers, rounds, shuffled=True).items()
         }
 
     blocks = ratio_per_round(seconds, "blocks/npy-mmap", "blocks/featcache")

@@ -12,7 +12,6 @@ at least 0.6 times numpy.save's speed, with one thread too; blocks at least 1.1 
 
 import random
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.bench_store import ratio_per_round, timed
-from benchmarks.common import at_least, benchmark_parser, report
+from benchmarks.bench_store import ratio_per_round
+from benchmarks.common import at_least, benchmark_parser, interleaved, median, report
 from featcache.errors import MissingExtraError
 from featcache.store import StoreWriter
 from featcache.store.key import checksum
@@ -84,10 +83,6 @@ def floor_writer(chunk_rows: int) -> Write:
     return write
 
 
-def write_npy(path: Path, rows: Rows) -> None:
-    np.save(path, rows)
-
-
 def write_safetensors(path: Path, rows: Rows) -> None:
     from safetensors.numpy import save_file
 
@@ -119,7 +114,7 @@ def _tensorstore(path: Path, chunk_rows: int, shape: tuple[int, ...] | None = No
 def writers(chunk_rows: int) -> dict[str, Write]:
     """Functions that write the rows to a path that does not exist yet."""
     return {
-        "npy": write_npy,
+        "npy": np.save,
         "featcache": featcache_writer(chunk_rows, synced=False),
         "featcache, one thread": featcache_writer(chunk_rows, synced=False, one_by_one=True),
         "the floor, one thread": floor_writer(chunk_rows),
@@ -165,7 +160,7 @@ def time_writing(folder: Path, rows: Rows, chunk_rows: int, rounds: int) -> dict
             paths[name].unlink(missing_ok=True)
 
     timers = {name: partial(write, paths[name], rows) for name, write in writers(chunk_rows).items()}
-    seconds = timed(timers, rounds, before=delete)
+    seconds = interleaved(timers, rounds, shuffled=True, before=delete)
     paths["npy"].rename(folder / "npy")
     return seconds
 
@@ -184,7 +179,7 @@ def time_reading(folder: Path, rows: Rows, chunk_rows: int, block_rows: int, rou
     for name, read in contest.items():
         read_all(read)
         assert np.array_equal(buffer[:last].numpy(), rows[-last:]), name
-    return timed({name: partial(read_all, read) for name, read in contest.items()}, rounds)
+    return interleaved({name: partial(read_all, read) for name, read in contest.items()}, rounds, shuffled=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -208,18 +203,17 @@ def main(argv: list[str] | None = None) -> int:
         "blocks, speed over npy-mmap's": (ratio_per_round(read, "npy-mmap", "featcache"), 1.1),
     }
     gigabytes = rows.nbytes / 1e9
-    speeds = {f"write/{name}": gigabytes / statistics.median(values) for name, values in written.items()}
-    speeds |= {f"read/{name}": gigabytes / statistics.median(values) for name, values in read.items()}
+    seconds = {f"write/{name}": values for name, values in written.items()}
+    seconds |= {f"read/{name}": values for name, values in read.items()}
     report(
         "Writing and reading a store",
         {"rows": n_rows, "dim": args.dim, "chunk_rows": chunk_rows, "block_rows": block_rows, "rounds": rounds},
-        {f"write/{name}": values for name, values in written.items()}
-        | {f"read/{name}": values for name, values in read.items()},
+        seconds,
         bars=[at_least(name, value, bar) for name, (value, bar) in found.items()],
         extra={
             "the floor, speed over np.save's": ratio_per_round(written, "npy", "the floor, one thread"),
             "fsync makes writing so many times slower": ratio_per_round(written, "featcache, fsync", "featcache"),
-            "GB/s": {name: round(speed, 3) for name, speed in speeds.items()},
+            "GB/s": {name: round(gigabytes / median(values), 3) for name, values in seconds.items()},
         },
         out=args.out,
     )

@@ -12,7 +12,6 @@ first pass reads no features. Bar: checking takes at most 10% of a fit.
 
 import argparse
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -23,8 +22,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.bench_store import Timer
-from benchmarks.common import at_most, report
+from benchmarks.common import Work, at_most, clocked, median, report
 from featcache import open_store
 from featcache.store import ImageStore
 from featcache.store.places import local
@@ -55,7 +53,7 @@ def write(root: Path, n_rows: int, dim: int, n_classes: int) -> Path:
     return Path(str(store.path))
 
 
-def contest(path: Path) -> dict[str, Timer]:
+def contest(path: Path) -> dict[str, Work]:
     """Fits on a freshly opened store, and one pass over its rows."""
 
     def opened() -> ImageStore:
@@ -76,68 +74,46 @@ def contest(path: Path) -> dict[str, Timer]:
     }
 
 
-class Stopwatch:
-    """Timer of the seconds that readers spend on checks."""
+@contextmanager
+def checks_timed() -> Iterator[list[float]]:
+    """Seconds of every check inside the block."""
+    plain, spent = checks.ChunkChecks.check_all, list[float]()
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def timed(held: checks.ChunkChecks, chunks: Iterable[int], content: Callable[[int], Buffer]) -> None:
+        spent.append(clocked(lambda: plain(held, chunks, content)))
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time every check inside the block."""
-        plain = checks.ChunkChecks.check_all
-
-        def clocked(held: checks.ChunkChecks, chunks: Iterable[int], content: Callable[[int], Buffer]) -> None:
-            began = time.perf_counter()
-            plain(held, chunks, content)
-            self.seconds += time.perf_counter() - began
-
-        with mock.patch.object(checks.ChunkChecks, "check_all", clocked):
-            yield
-
-    def read(self) -> float:
-        """The seconds since the last reading."""
-        found, self.seconds = self.seconds, 0.0
-        return found
+    with mock.patch.object(checks.ChunkChecks, "check_all", timed):
+        yield spent
 
 
 def race(path: Path, limit: float, most: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of each fit and of its checks, by round; as many rounds as the time allows, at least one."""
-    timers, watch = contest(path), Stopwatch()
+    timers = contest(path)
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     checking: dict[str, list[float]] = {name: [] for name in timers}
     until = time.perf_counter() + limit
-    with watch.running():
+    with checks_timed() as spent:
         for turn in range(most):
             for name in random.sample(list(timers), len(timers)):
                 if turn and time.perf_counter() + min(seconds[name]) > until:
                     continue
-                if name == KEPT:
-                    keep_moments(path)
-                else:
-                    remove_moments(path)
-                watch.read()
-                began = time.perf_counter()
-                timers[name]()
-                seconds[name].append(time.perf_counter() - began)
-                checking[name].append(watch.read())
+                prepare_moments(path, keep=name == KEPT)
+                spent.clear()
+                seconds[name].append(clocked(timers[name]))
+                checking[name].append(sum(spent))
     return seconds, checking
 
 
-def keep_moments(path: Path) -> None:
-    store = open_store(path)
-    assert isinstance(store, ImageStore)
-    kept = moments_path(store)
-    if kept is not None and not kept.exists():
-        store_moments(store, FOLDS)
-
-
-def remove_moments(path: Path) -> None:
+def prepare_moments(path: Path, keep: bool) -> None:
+    """Compute the moments that are kept beside a store, or remove them."""
     store = open_store(path)
     assert isinstance(store, ImageStore)
     kept = moments_path(store)
     assert kept is not None
-    kept.unlink(missing_ok=True)
+    if not keep:
+        kept.unlink(missing_ok=True)
+    elif not kept.exists():
+        store_moments(store, FOLDS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         path = write(Path(folder), n_rows, dim, n_classes)
         seconds, checking = race(path, args.seconds, rounds)
     costs = {
-        name: statistics.median(own / (whole - own) for own, whole in zip(checking[name], seconds[name], strict=True))
+        name: median(own / (whole - own) for own, whole in zip(checking[name], seconds[name], strict=True))
         for name in seconds
     }
     report(

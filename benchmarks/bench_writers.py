@@ -8,7 +8,6 @@ finished store. One writer and two take turns, each with a new root. Bar: two ar
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.bench_encode import write_jpegs
-from benchmarks.common import at_least, benchmark_parser, report
+from benchmarks.common import at_least, benchmark_parser, median, report
 from featcache import EncodeOptions, encode_dataset, load_encoder, open_store
 from featcache.datasets import open_dataset
 
@@ -108,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
                 assert len(open_store(store)) == args.images, name
         for writer in writers:
             writer.stop()
-    value = statistics.median(one / two for one, two in zip(*seconds.values(), strict=True))
+    value = median(one / two for one, two in zip(*seconds.values(), strict=True))
     report(
         "Two writers of one store against one",
         {

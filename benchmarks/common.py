@@ -3,35 +3,20 @@
 Run benchmarks from the root of the repository, as ``python -m benchmarks.bench_ridge --out ridge.json``.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
 import platform
-import statistics
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median as median
 from typing import Any
 
-__all__ = [
-    "Kept",
-    "benchmark_parser",
-    "at_least",
-    "at_most",
-    "interleaved",
-    "machine_facts",
-    "median",
-    "print_facts",
-    "ratio",
-    "report",
-    "summary",
-    "write_json",
-]
-
+Work = Callable[[], object]
 _LIBRARIES = ("featcache", "numpy", "scipy", "scikit-learn", "torch", "zarr")
 
 
@@ -89,24 +74,36 @@ class Kept:
         return self._found[key]
 
 
-def interleaved(timers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def clocked(work: Work) -> float:
+    """Seconds that some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    timers: Mapping[str, Work],
+    rounds: int,
+    warmup: int = 1,
+    *,
+    shuffled: bool = False,
+    before: Callable[[str], object] | None = None,
+    seconds_of: Callable[[Work], float] = clocked,
+) -> dict[str, list[float]]:
     """Seconds per timer and round; each round runs all timers in turn, so that other load affects them equally.
 
-    `warmup` rounds run first and are not counted.
+    `warmup` rounds run first and are not counted. With `shuffled`, each round has a new order. `before` is called with
+    the name of each timer, outside the clock.
     """
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     for turn in range(-warmup, rounds):
-        for name, timer in timers.items():
-            start = time.perf_counter()
-            timer()
+        for name in random.sample(list(timers), len(timers)) if shuffled else timers:
+            if before is not None:
+                before(name)
+            taken = seconds_of(timers[name])
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return seconds
-
-
-def median(seconds: Sequence[float]) -> float:
-    """Median of some timings."""
-    return statistics.median(seconds)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float | int]:
@@ -172,6 +169,12 @@ def report(
     if out is not None:
         write_json(out, record)
     return record
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; its first `left` columns are aligned to the left, the others to the right."""
+    ruler = "|" + ":---|" * left + "---:|" * (len(head) - left)
+    return "\n".join([f"| {' | '.join(head)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -144,7 +144,6 @@ def lacking_gpu(device: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the steps, print a line per step, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=480, help="for all steps together (default: 480)")

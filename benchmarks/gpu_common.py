@@ -3,19 +3,13 @@
 On a CPU (``--device cpu``), the same functions use the clock, so that the benchmarks run anywhere.
 """
 
-from __future__ import annotations
-
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.common import median
-
-__all__ = ["Work", "ceilings", "device_facts", "peak_mib", "turns"]
-
-Work = Callable[[], object]
+from benchmarks.common import Work, clocked, interleaved, median
 
 
 def turns(device: torch.device, works: Mapping[str, Work], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
@@ -23,20 +17,12 @@ def turns(device: torch.device, works: Mapping[str, Work], rounds: int, warmup: 
 
     On a GPU, work is timed by CUDA events, which includes host time if the device waits for the host.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(-warmup, rounds):
-        for name, work in works.items():
-            taken = _seconds(device, work)
-            if turn >= 0:
-                seconds[name].append(taken)
-    return seconds
+    return interleaved(works, rounds, warmup, seconds_of=partial(_seconds, device))
 
 
 def _seconds(device: torch.device, work: Work) -> float:
     if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
+        return clocked(work)
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     first.record()

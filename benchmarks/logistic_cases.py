@@ -1,7 +1,5 @@
 """Cases of the logistic benchmark: rows, the objective in float64 with its certified minimum, and predictions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

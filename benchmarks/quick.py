@@ -68,8 +68,6 @@ def is_worse(found: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool
 
     Whether higher or lower is better follows from value, bar and whether it was met.
 
-    Examples
-    --------
     >>> is_worse({"value": 1.5, "bar": 1.3, "met": False}, {"value": 1.2})  # a time: lower is better
     True
     >>> is_worse({"value": 1.5, "bar": 1.3, "met": True}, {"value": 1.2})  # a speed

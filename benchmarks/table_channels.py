@@ -6,8 +6,6 @@ DIR is as for `benchmarks.table_heads`. A channel is kept for a low ``0.7 simila
 (Zhu et al. 2023, "Not All Features Matter"); rows vote by the kept channels alone, alpha and beta are chosen by folds.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from itertools import product
@@ -49,7 +47,6 @@ def accuracies(base: Float, affinities: Float, onehot: Float, labels: NDArray[np
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--channels", nargs="*", type=int, default=CHANNELS)

@@ -9,8 +9,6 @@ and on GDA, and EM-Dirichlet on batches of 3 to 10 of 100 classes of ImageNet (f
 at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 import warnings
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import heads
-from benchmarks.common import machine_facts, write_json
+from benchmarks.common import machine_facts, markdown_table, write_json
 from benchmarks.table_heads import SETS, stores_of, zero_shot_head
 from heads import GDA, KNN, EMDirichlet, Logistic, LPPlusPlus, Ridge, TipAdapter, TransCLIP, few_shot
 from heads.estimators.base import METRICS
@@ -149,51 +147,39 @@ def _row(data: str, label: str, split: str | None, head: Any, test: Any, seconds
 
 
 def page(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    """The table as Markdown."""
-    lines = [
-        "# Ways of choosing, on real CLIP features",
-        "",
-        f"ViT-B/32 features of OpenAI's CLIP; {facts['cpu']}, {facts['cores']} cores, {facts['date']}. CPU seconds "
-        "are those of the fit. Differences against zero-shot have 95% paired bootstrap intervals.",
-        "",
-        "| data | head | chosen on | accuracy, % | NLL | accuracy against zero-shot | CPU, s |",
-        "|:---|:---|:---|---:|---:|---:|---:|",
-    ]
+    """The tables as Markdown."""
+    found = []
     for row in (row for row in rows if "chosen on" in row):
         against = "–"
         if "against zero-shot" in row:
             value, low, high = (100 * v for v in row["against zero-shot"]["top1"])
             against = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-        figures = f"{100 * row['top1']:.1f} | {row['nll']:.3f} | {against} | {row['cpu_s']:.1f}"
-        lines.append(f"| {row['data']} | {row['head']} | {row['chosen on']} | {figures} |")
-    return "\n".join([*lines, *_few_rows(rows), *_transduction(rows)]) + "\n"
-
-
-def _few_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = [row for row in rows if "shots" in row]
-    if not found:
-        return []
-    lines = ["", "Few rows per class, chosen on held-out ones of them; means over the draws (one of ImageNet).", ""]
-    lines += ["| data | rows per class | head | chosen by | accuracy, % | NLL |", "|:---|---:|:---|:---|---:|---:|"]
-    for row in found:
-        setting = f"{row['data']} | {row['shots']} | {row['head']} | {row['metric']}"
-        lines.append(f"| {setting} | {100 * row['top1']:.1f} | {row['nll']:.3f} |")
-    return lines
-
-
-def _transduction(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = [row for row in rows if "before" in row]
-    if not found:
-        return []
-    lines = ["", "Transductive heads on ImageNet, and the head that each begins from.", ""]
-    lines += ["| head | rows at once | accuracy before, % | accuracy, % |", "|:---|---:|---:|---:|"]
-    for row in found:
-        lines.append(f"| {row['head']} | {row['rows']:.0f} | {100 * row['before']:.1f} | {100 * row['top1']:.1f} |")
-    return lines
+        figures = f"{100 * row['top1']:.1f}", f"{row['nll']:.3f}", against, f"{row['cpu_s']:.1f}"
+        found.append([row["data"], row["head"], row["chosen on"], *figures])
+    head = ["data", "head", "chosen on", "accuracy, %", "NLL", "accuracy against zero-shot", "CPU, s"]
+    parts = [
+        "# Ways of choosing, on real CLIP features",
+        f"ViT-B/32 features of OpenAI's CLIP; {facts['cpu']}, {facts['cores']} cores, {facts['date']}. CPU seconds "
+        "are those of the fit. Differences against zero-shot have 95% paired bootstrap intervals.",
+        markdown_table(head, found, left=3),
+    ]
+    if few := [row for row in rows if "shots" in row]:
+        settings = [[row["data"], str(row["shots"]), row["head"], row["metric"]] for row in few]
+        figures = [[f"{100 * row['top1']:.1f}", f"{row['nll']:.3f}"] for row in few]
+        cells = [setting + figure for setting, figure in zip(settings, figures, strict=True)]
+        parts += ["Few rows per class, chosen on held-out ones of them; means over the draws (one of ImageNet)."]
+        parts += [markdown_table(["data", "rows per class", "head", "chosen by", "accuracy, %", "NLL"], cells, left=4)]
+    if transductive := [row for row in rows if "before" in row]:
+        cells = [
+            [row["head"], f"{row['rows']:.0f}", f"{100 * row['before']:.1f}", f"{100 * row['top1']:.1f}"]
+            for row in transductive
+        ]
+        parts += ["Transductive heads on ImageNet, and the head that each begins from."]
+        parts += [markdown_table(["head", "rows at once", "accuracy before, %", "accuracy, %"], cells)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for choosing.md and choosing.json")

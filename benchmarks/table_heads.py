@@ -11,8 +11,6 @@ Heads that need texts are fitted on ImageNet alone, the one file that has them. 
 under ``--work``: the same command goes on from there, and fits heads that were added since.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import warnings
@@ -29,7 +27,7 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 import heads
-from benchmarks.common import Kept, machine_facts
+from benchmarks.common import Kept, machine_facts, markdown_table
 from heads import LinearHead, Material, ResidentStore, few_shot, fit_head
 from heads.estimators.catalogue import make_head
 from heads.evaluation.compare import compare
@@ -247,12 +245,13 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
         "## Full train split (16 rows per class), chosen by folds of it",
         "scikit-learn runs in float64 at the hyper-parameters that our head chose (ridge: its own choice from the same "
         "path). A dash: the estimator gives no probabilities, or nothing is compared.",
-        f"| data | head | accuracy, % | NLL | accuracy against {USUAL} |\n|:---|:---|---:|---:|---:|",
     ]
+    cells = []
     for row in full:
         against = _signed(row[f"against {USUAL}"]["top1"], 100, 1) if f"against {USUAL}" in row else "–"
         nll = "–" if row["nll"] is None else format(row["nll"], ".3f")
-        lines[-1] += f"\n| {row['data']} | {row['head']} | {100 * row['top1']:.2f} | {nll} | {against} |"
+        cells.append([row["data"], row["head"], f"{100 * row['top1']:.2f}", nll, against])
+    lines += [markdown_table(["data", "head", "accuracy, %", "NLL", f"accuracy against {USUAL}"], cells, left=2)]
     lines += [
         _verdict([row for row in full if row["data"] == data], USUAL, f"{data}, accuracy")
         for data in dict.fromkeys(row["data"] for row in full)
@@ -292,12 +291,11 @@ def _curves(rows: Sequence[Mapping[str, Any]], metric: str, factor: float, digit
         values = found.setdefault((data, label_of(row["head"], row["setting"])), {}).setdefault(row["shots"], [])
         values.append(factor * row[f"{data}:{metric}"])
     shots = sorted({row["shots"] for row in rows})
-    lines = [f"| data | head | {' | '.join(map(str, shots))} |", "|:---|:---" + "|---:" * len(shots) + "|"]
+    lines = []
     for (data, head), columns in found.items():
         spread = {k: np.std(values, ddof=1) if len(values) > 1 else 0.0 for k, values in columns.items()}
-        cells = [f"{np.mean(columns[k]):.{digits}f} ± {spread[k]:.{digits}f}" for k in shots]
-        lines.append(f"| {data} | {head} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([data, head, *(f"{np.mean(columns[k]):.{digits}f} ± {spread[k]:.{digits}f}" for k in shots)])
+    return markdown_table(["data", "head", *map(str, shots)], lines, left=2)
 
 
 def _differences(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -307,18 +305,18 @@ def _differences(rows: Sequence[Mapping[str, Any]]) -> str:
         data, label = row["data"].partition("/")[0], label_of(row["head"], row["setting"])
         found.setdefault(label, {})[row["shots"], data, row["seed"]] = 100 * row[f"{data}:top1"]
     shots, usual = sorted({row["shots"] for row in rows}), found[USUAL]
-    lines = [f"| head | {' | '.join(map(str, shots))} |", "|:---" + "|---:" * len(shots) + "|"]
+    lines = []
     for label, own in found.items():
         if label == USUAL:
             continue
-        cells = []
+        cells = [label]
         for k in shots:
             gaps = np.array([own[key] - usual[key] for key in usual if key[0] == k])
             half = float(student.ppf(0.975, len(gaps) - 1)) * gaps.std(ddof=1) / len(gaps) ** 0.5
             told = f"{gaps.mean():+.1f} ± {half:.1f}"
             cells.append(told if abs(gaps.mean()) > half else f"[{told}]")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(["head", *map(str, shots)], lines)
 
 
 def _imagenet_curves(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -326,21 +324,20 @@ def _imagenet_curves(rows: Sequence[Mapping[str, Any]]) -> str:
     found: dict[str, dict[int, str]] = {}
     for row in rows:
         found.setdefault(row["head"], {})[row["shots"]] = f"{100 * row['top1']:.1f} / {row['nll']:.2f}"
-    lines = [f"| head | {' | '.join(map(str, shots))} |", "|:---" + "|---:" * len(shots) + "|"]
-    lines += [f"| {head} | {' | '.join(cells.get(k, '–') for k in shots)} |" for head, cells in found.items()]
-    return "\n".join(lines)
+    lines = [[head, *(cells.get(k, "–") for k in shots)] for head, cells in found.items()]
+    return markdown_table(["head", *map(str, shots)], lines)
 
 
 def _imagenet_table(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = ("head", "accuracy, %", "NLL", "accuracy against zero-shot", "against rows alone", "NLL against zero-shot")
-    lines = [f"| {' | '.join(shown)} |", "|:---" + "|---:" * (len(shown) - 1) + "|"]
+    lines = []
     for row in rows:
         against = [value for key, value in row.items() if key.startswith("against ")]
         cells = ["–"] * 3
         if against:
             cells = [_signed(found["top1"], 100, 1) for found in against] + [_signed(against[0]["nll"], 1, 3)]
-        lines.append(f"| {row['head']} | {100 * row['top1']:.1f} | {row['nll']:.3f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([row["head"], f"{100 * row['top1']:.1f}", f"{row['nll']:.3f}", *cells])
+    return markdown_table(shown, lines)
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], other: str, what: str) -> str:
@@ -363,7 +360,6 @@ def _a_row_a_line(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for heads-table.md and heads-table.json")

@@ -83,7 +83,6 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, and write it with machine facts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2000, help="pictures of each split")
     parser.add_argument("--model", default="tiny")
