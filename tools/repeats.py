@@ -63,9 +63,8 @@ def repeats(files: list[Path]) -> list[tuple[int, Place, Place]]:
 
 
 if __name__ == "__main__":
-    found = repeats(
-        [path for package in ("featcache", "heads", "ft") for path in sorted((ROOT / package).rglob("*.py"))]
-    )
+    packages = ("featcache", "heads", "ft")
+    found = repeats([path for package in packages for path in sorted((ROOT / package).rglob("*.py"))])
     for length, *places in found[: int(sys.argv[1]) if len(sys.argv) > 1 else 20]:
         print(f"{length:4} lines  " + "  ".join(f"{name}:{line}" for name, line in places))
     print(f"{len(found)} pairs")

@@ -6,8 +6,6 @@ reproduces the shipped model: the same files on the same fonts, torch version, p
 the same scores up to rounding elsewhere.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

@@ -1,7 +1,5 @@
 """From glyph masks to training images: weight, shape, resolution, colour, blur and noise, a batch at a time."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

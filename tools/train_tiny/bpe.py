@@ -3,8 +3,6 @@
 Sennrich, Haddow, Birch (2016), "Neural Machine Translation of Rare Words with Subword Units".
 """
 
-from __future__ import annotations
-
 import gzip
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ An image has a value for every attribute; a caption asserts some of them. A capt
 asserts holds there, whichever image it was written for. The contrastive loss takes every true pair as a positive.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -1,7 +1,5 @@
 """Batches of (image, caption) with the exact matrix of true pairs, and the held-out validation pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 

@@ -91,13 +91,7 @@ def read_font_list(path: Path = FONT_LIST) -> tuple[list[tuple[str, str, bool]],
 
 
 def package_files(package: str) -> list[Path] | None:
-    """TrueType and OpenType files of an installed Debian package; None where it is not installed.
-
-    Raises
-    ------
-    SystemExit
-        Where ``dpkg`` itself is missing.
-    """
+    """TrueType and OpenType files of a Debian package; None if it is not installed, SystemExit without ``dpkg``."""
     try:
         listing = subprocess.run(["dpkg", "-L", package], capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -110,13 +104,7 @@ def package_files(package: str) -> list[Path] | None:
 
 
 def find_fonts() -> list[FontFile]:
-    """Font files of the listed packages, in a fixed order.
-
-    Raises
-    ------
-    SystemExit
-        Naming the ``apt-get`` command for the packages that are not installed.
-    """
+    """Font files of the listed packages in a fixed order; SystemExit with ``apt-get`` if some are missing."""
     packages, dropped = read_font_list()
     found = {name: package_files(name) for name, _, _ in packages}
     missing = sorted(name for name, files in found.items() if not files)

@@ -1,7 +1,5 @@
 """The model's configuration, its construction, and its files in open_clip's ``local-dir:`` layout."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -31,13 +29,7 @@ def model_config(vocab_size: int) -> dict[str, Any]:
             "pool_type": "avg",
             "pos_embed_type": "sin_cos_2d",
         },
-        "text_cfg": {
-            "context_length": CONTEXT_LENGTH,
-            "vocab_size": vocab_size,
-            "width": 96,
-            "heads": 3,
-            "layers": 2,
-        },
+        "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": vocab_size, "width": 96, "heads": 3, "layers": 2},
     }
 
 

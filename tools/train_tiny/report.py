@@ -1,7 +1,5 @@
 """What a trained model scores: on held-out fonts (for choices) and on scikit-learn's digits (reported only)."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,11 +85,10 @@ def digit_scores(net: CLIP, tokenize: open_clip.SimpleTokenizer) -> dict[str, An
     )
     ridge = RidgeClassifierCV(alphas=ALPHAS).fit(train_x, train_y)
     together = class_weights(net, tokenize, TEMPLATES)
+    first = class_weights(net, tokenize, TEMPLATES[:1])
     return {
         "zero_shot_top1": round(accuracy(features, together, labels), 4),
-        "zero_shot_top1_first_template": round(
-            accuracy(features, class_weights(net, tokenize, TEMPLATES[:1]), labels), 4
-        ),
+        "zero_shot_top1_first_template": round(accuracy(features, first, labels), 4),
         "ridge_top1": round(float(ridge.score(test_x, test_y)), 4),
         "ridge_alpha": float(ridge.alpha_),
     }

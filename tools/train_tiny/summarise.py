@@ -1,7 +1,5 @@
 """Gather the records of several seeds: ``python -m tools.train_tiny.summarise DIR... --out FILE`` (no training)."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
@@ -16,10 +14,7 @@ FIGURES = ("zero_shot_top1", "zero_shot_top1_first_template", "ridge_top1")
 def gather(records: list[dict[str, Any]]) -> dict[str, Any]:
     """What the runs share, each run's figures, and mean, lowest and highest over the seeds.
 
-    Raises
-    ------
-    ValueError
-        Where the runs differ in recipe, machine or fonts: their spread would not be one over seeds.
+    Raises ValueError if the runs differ in recipe, machine or fonts: their spread would not be one over seeds.
     """
     first = records[0]
     for key in SHARED:

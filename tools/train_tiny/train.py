@@ -1,7 +1,5 @@
 """The training loop: a contrastive loss in which every true image-caption pair of the batch is a positive."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -43,17 +41,14 @@ class Recipe:
 def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross entropy ``()`` of cosine logits against the true pairs, spread evenly over them.
 
-    With only the diagonal true it is CLIP's loss (Radford et al. 2021). A batch holds many pictures of each
-    character; CLIP's loss would call most of the true pairs false, so all of them are targets here.
+    With only the diagonal true it is CLIP's loss (Radford et al. 2021). A batch holds many pictures of each character;
+    CLIP's loss would call most of the true pairs false, so all of them are targets here.
 
     Parameters
     ----------
-    images, texts : Tensor
-        L2-normalised features ``(B, D)``.
-    truth : Tensor
-        ``(images B, captions B)`` bool; the diagonal is true.
-    scale : Tensor
-        Exponentiated logit scale ``()``.
+    images, texts : L2-normalised features ``(B, D)``
+    truth : ``(images B, captions B)`` bool; the diagonal is true
+    scale : exponentiated logit scale ``()``
 
     Examples
     --------
@@ -103,8 +98,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 def optimizer(net: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW; biases, norms, the logit scale and other vectors are not decayed."""
     trained = [p for p in net.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = [p for p in trained if p.ndim < 2]
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
 
