@@ -49,9 +49,7 @@ class Place:
 def processes(device: str | None = None) -> Iterator[Place]:
     """Join the processes that torchrun started, if any; leave them at the end of the block.
 
-    Parameters
-    ----------
-    device : default: ``cuda`` if available, else ``cpu``; ``cuda`` is the GPU of the local rank
+    The default device is ``cuda`` if available, else ``cpu``; ``cuda`` is the GPU of the local rank.
     """
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = local_device(default if device is None else checked_device(device))
@@ -104,12 +102,8 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
     A loss over gathered rows has the same value on every process. The backward pass sums its gradient over processes
     and returns to each the part of its own rows. Averaging the parameters' gradients over the processes then gives
-    exactly the gradient of that loss, as if one process held the whole batch.
-
-    Parameters
-    ----------
-    rows : (n_r, ...) tensor
-        Numbers of rows may differ between processes (at the end of an epoch).
+    exactly the gradient of that loss, as if one process held the whole batch. Numbers of rows may differ between
+    processes, as they do at the end of an epoch.
     """
     _, world = rank_and_size()
     if world == 1:

@@ -1,13 +1,9 @@
 """Convert checkpoints between the layouts of open_clip, Hugging Face, wise-ft, RegFT and Lipsum-FT.
 
-=====================  ==========================================================================================
-read                   safetensors, torch state dicts (``weights_only``), OpenAI's TorchScript archives, model
-                       folders; Lipsum-FT's ``.ckpt`` files (msgpack), including those of heads alone;
-                       RegFT's ``{clip, head}``; with ``trust`` also pickled modules (wise-ft)
-written                a state dict (``.safetensors``, or ``.pt``), a model folder of open_clip, a folder of
-                       Hugging Face's CLIPModel, RegFT's ``{clip, head}``, Lipsum-FT's ``.ckpt`` files; a
-                       classification head beside it, if there is one
-=====================  ==========================================================================================
+Read: safetensors, torch state dicts (``weights_only``), OpenAI's TorchScript archives, model folders, Lipsum-FT's
+``.ckpt`` files (msgpack; also of heads alone), RegFT's ``{clip, head}``, and with ``trust`` pickled modules (wise-ft).
+Written: a state dict (``.safetensors`` or ``.pt``), a model folder of open_clip, a folder of Hugging Face's CLIPModel,
+and the files of RegFT and Lipsum-FT; if there is a classification head, it is written beside the model.
 
 Lipsum-FT saves only the image tower: the text tower comes from the base model. So does the activation: a checkpoint
 that is known to need another one is refused, and an assumption is logged as a warning.
@@ -101,16 +97,9 @@ class Converted(NamedTuple):
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
-    """Read a checkpoint in any supported format.
+    """Read a checkpoint in any supported format; EncoderError if it cannot be read, or only by unpickling.
 
-    Parameters
-    ----------
-    trust : unpickle files without a safe reader; this runs the code in them, see `ft.checkpoints.formats.pickled`
-
-    Raises
-    ------
-    EncoderError
-        The file cannot be read, or only by unpickling.
+    `trust` unpickles files without a safe reader, which runs the code in them; see `ft.checkpoints.formats.pickled`.
     """
     file = Path(str(path).removeprefix("local-dir:"))
     if is_flax(file):
@@ -183,7 +172,10 @@ def convert(
     if parent is None and out.suffix not in FILES and layout != "lipsum" and Path(source).exists():
         raise EncoderError(f"{source}: a folder needs a configuration; name the architecture with --base")
     found = read_checkpoint(source, trust=settings.get("trust", False))
-    _check_classnames(found, classnames)
+    if found.weights is not None and classnames and len(classnames) != len(found.weights):
+        raise MismatchError(
+            f"{len(classnames)} class names for a head of {len(found.weights)} classes; expected all, in its order"
+        )
     if not found.state:
         return _convert_head(source, found, out, parent, classnames)
     state = found.state
@@ -303,13 +295,6 @@ def _whole(source: str | Path, state: dict[str, torch.Tensor], parent: Parent) -
 
 def _first(keys: Sequence[str]) -> str:
     return f"{len(keys)} tensors ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-
-
-def _check_classnames(found: Checkpoint, classnames: Sequence[str] | None) -> None:
-    if found.weights is not None and classnames and len(classnames) != len(found.weights):
-        raise MismatchError(
-            f"{len(classnames)} class names for a head of {len(found.weights)} classes; expected all, in its order"
-        )
 
 
 def _write_head(found: Checkpoint, out: Path, layout: str, classnames: Sequence[str] | None) -> Path | None:

@@ -40,17 +40,8 @@ WEIGHTS_NAMES = tuple(
     for stem in ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
     for suffix in ("safetensors", "bin", "pth")
 )
-TOKENIZER_FILES = (
-    "bpe_*.txt.gz",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "config.json",
-    "spiece.model",
-    "sentencepiece*.model",
-)
+TOKENIZER_FILES: tuple[str, ...] = ("bpe_*.txt.gz", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+TOKENIZER_FILES += ("added_tokens.json", "config.json", "spiece.model", "sentencepiece*.model")
 CLIP, HEAD = "clip", "head"
 """Parts of a model that RegFT saved for adapters."""
 
@@ -170,13 +161,7 @@ def head_path(out: Path, name: str) -> Path:
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``.
-
-    Raises
-    ------
-    EncoderError
-        The folder is not a model folder.
-    """
+    """The folder of ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``; EncoderError if the folder is not a model folder."""
     text = str(name).removeprefix("local-dir:")
     folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
     if not (folder / CONFIG).is_file():
@@ -193,13 +178,7 @@ def _last_instead(path: Path) -> str:
 
 
 def weights_file(folder: str | Path) -> Path:
-    """The weights file of a model folder that open_clip would load.
-
-    Raises
-    ------
-    EncoderError
-        The folder has none.
-    """
+    """The weights file of a model folder that open_clip would load; EncoderError if the folder has none."""
     folder = Path(folder)
     found = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
     others = sorted(path for suffix in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{suffix}"))
@@ -212,10 +191,7 @@ def weights_file(folder: str | Path) -> Path:
 def read_config(folder: str | Path) -> Json:
     """Configuration of a model folder: ``model_cfg`` and ``preprocess_cfg``.
 
-    Raises
-    ------
-    EncoderError
-        The file is not a JSON object with a ``model_cfg``.
+    Raises EncoderError if the file is not a JSON object with a ``model_cfg``.
     """
     path = Path(folder) / CONFIG
     try:
@@ -243,11 +219,9 @@ def write_model_folder(
     source
         A model folder, or ``tiny``; or the configuration (``model_cfg`` and ``preprocess_cfg``) of a model loaded by
         name, from which open_clip finds the tokenizer.
-    state
-        Tensors with the keys and shapes of the source's weights; not checked if the source is a configuration.
+    state : tensors with the keys and shapes of the source's weights; not checked if the source is a configuration
     out : the new folder, created atomically
-    provenance
-        Origin of the weights, for ``provenance.json``; checksums of the tokenizer files are added.
+    provenance : origin of the weights, for ``provenance.json``; checksums of the tokenizer files are added
     overwrite : replace an existing folder
 
     Raises

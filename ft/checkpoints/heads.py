@@ -13,21 +13,10 @@ from heads.fitted.linear import as_linear
 
 
 def load_head(path: str | Path, classnames: Sequence[str], logit_scale: Callable[[], float]) -> LinearHead:
-    """Read a linear head.
+    """Read a linear head: a head file, or a ``.ckpt`` of Lipsum-FT that holds ``cls``, with C classes `classnames`.
 
-    Parameters
-    ----------
-    path : a head file, or a ``.ckpt`` of Lipsum-FT that holds ``cls``
-    classnames : names of the C classes of a ``.ckpt``, which stores none
-    logit_scale
-        Gives the model's logit scale, exponentiated, for a ``.ckpt`` whose own is not found (see `logit_scale_of`).
-
-    Raises
-    ------
-    EncoderError
-        A ``.ckpt`` has no ``cls``.
-    MismatchError
-        A ``.ckpt`` has another number of classes.
+    `logit_scale` gives the model's, exponentiated, for a ``.ckpt`` whose own is not found (see `logit_scale_of`).
+    Raises EncoderError if a ``.ckpt`` has no ``cls``; MismatchError if it has another number of classes.
     """
     if not is_flax(Path(path)):
         return as_linear(load(path))

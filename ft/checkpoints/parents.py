@@ -80,21 +80,16 @@ class Parent:
 def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, architecture: bool = False) -> Parent:
     """Find a model by name.
 
+    Raises EncoderError if there is no such model, or an architecture has no weights; ActivationMismatchError if the
+    weights need another activation than the architecture has; MismatchError if the initial weights of a run have
+    changed.
+
     Parameters
     ----------
     name
         A model folder, ``tiny``, ``RUN/start``, ``hf-hub:ORG/REPO``, an architecture of open_clip, or an OpenAI model.
     pretrained : weights of an architecture: a tag of open_clip or a checkpoint file
     architecture : accept an architecture without weights
-
-    Raises
-    ------
-    EncoderError
-        There is no such model, or an architecture has no weights.
-    ActivationMismatchError
-        The weights need another activation than the architecture has.
-    MismatchError
-        The initial weights of a run have changed.
     """
     if isinstance(name, Parent):
         return name
@@ -133,10 +128,7 @@ def load_open_clip(
 ) -> OpenClipEncoder:
     """Load an encoder for training or merging, which only open_clip's models allow.
 
-    Raises
-    ------
-    EncoderError
-        The model is not one of open_clip's.
+    Raises EncoderError if the model is not one of open_clip's.
     """
     encoder = load_encoder(model, pretrained, device=device, precision=precision, preprocess=preprocess)
     if not isinstance(encoder, OpenClipEncoder):

@@ -17,8 +17,6 @@ SHOWN = 5
 def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of a state dict.
 
-    Examples
-    --------
     >>> shapes_of({"weight": torch.zeros(3, 2)})
     {'weight': (3, 2)}
     """
@@ -26,13 +24,7 @@ def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(first: Shapes, second: Shapes, names: tuple[str, str] = ("the first", "the second")) -> None:
-    """Check that two state dicts have the same keys and shapes.
-
-    Raises
-    ------
-    MismatchError
-        Names missing keys or different shapes.
-    """
+    """Raise MismatchError, with missing keys or different shapes, unless two state dicts have the same."""
     missing, extra = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
     if missing or extra:
         lacks = [f"{who} lacks {_some(keys)}" for who, keys in ((names[1], missing), (names[0], extra)) if keys]

@@ -8,39 +8,36 @@ from featcache.prompts import load_classnames
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache convert``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "source",
         metavar="FILE",
         help="safetensors, torch state dict, OpenAI archive, model folder, .ckpt of Lipsum-FT, or a pickled module",
     )
-    parser.add_argument("out", metavar="OUT", help="a .safetensors or .pt file, or a folder")
-    parser.add_argument(
+    add("out", metavar="OUT", help="a .safetensors or .pt file, or a folder")
+    add(
         "--base",
         metavar="MODEL",
         help="model that gives configuration, activation, tokenizer and missing towers: a model folder, tiny, "
         "RUN/start (the initial model of a run), or an open_clip architecture",
     )
     pretrained_argument(parser, "--base, if it is an architecture")
-    parser.add_argument(
+    add(
         "--to",
         default="open_clip",
         choices=("open_clip", "huggingface", "regft", "lipsum"),
         help="layout (default: open_clip); huggingface: a folder for CLIPModel; regft: {clip, head} in one file, for "
         "adapters such as CaFo; lipsum: a best_acc.ckpt, or a folder of logit_scale.ckpt and both projections",
     )
-    parser.add_argument(
-        "--head", metavar="FILE", help="head for --to regft or lipsum (default: X_head.safetensors beside a folder X)"
-    )
-    parser.add_argument(
-        "--classes", metavar="FILE", help="class names of the checkpoint's head, one per line, or `imagenet`"
-    )
-    parser.add_argument(
+    add("--head", metavar="FILE", help="head for --to regft or lipsum (default: X_head.safetensors beside a folder X)")
+    add("--classes", metavar="FILE", help="class names of the checkpoint's head, one per line, or `imagenet`")
+    add(
         "--trust",
         action="store_true",
         help="unpickle a file that cannot be read otherwise (wise-ft's): this RUNS ANY CODE IN THE FILE, in a separate "
         "process but with your rights; only for files from people you trust",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    add("--overwrite", action="store_true", help="replace OUT if it exists")
 
 
 def run(args: argparse.Namespace) -> int:

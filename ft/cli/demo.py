@@ -51,12 +51,9 @@ COMMANDS = """The same by hand:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache demo``."""
     demo_arguments(parser)
-    parser.add_argument(
-        "--full", action="store_true", help="also fine-tune, encode, evaluate and interpolate (takes minutes)"
-    )
-    parser.add_argument(
-        "--steps", type=at_least(1), metavar="N", help="with --full: train for N updates instead of two epochs"
-    )
+    add = parser.add_argument
+    add("--full", action="store_true", help="also fine-tune, encode, evaluate and interpolate (takes minutes)")
+    add("--steps", type=at_least(1), metavar="N", help="with --full: train for N updates instead of two epochs")
 
 
 def run(args: argparse.Namespace) -> int:

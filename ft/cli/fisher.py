@@ -1,19 +1,11 @@
 """The verb ``featcache fisher``: diagonal Fisher information of a model."""
 
-from __future__ import annotations
-
 import argparse
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.cli.arguments import model_arguments, preprocess_argument, progress_of, show
-from featcache.datasets.base import Dataset
 from featcache.store.places.targets import checked_target
-
-if TYPE_CHECKING:
-    from featcache.encoders.openclip import OpenClipEncoder
-    from heads import LinearHead
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,16 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """``featcache fisher DATASET:SPLIT --model M -o FILE``."""
     from featcache.datasets.holdout import Subset
+    from featcache.encoding.texts import embed_prompts
     from ft.checkpoints.parents import load_open_clip
     from ft.merging.fisher import fisher, write_fisher
     from ft.training.loop import open_split
+    from heads import ZeroShot, load
+    from heads.fitted.linear import as_linear
 
     checked_target(args.output)
     dataset = open_split(args.data)
     if args.limit:
         dataset = Subset(dataset, np.arange(min(args.limit, len(dataset.index))), dataset.split)
     encoder = load_open_clip(args.model, args.pretrained, device=args.device, preprocess=args.preprocess)
-    head = _head(args, dataset, encoder)
+    if args.head:
+        head = as_linear(load(args.head))
+    else:
+        names = dataset.index.classnames
+        texts = embed_prompts(names, args.templates, encoder, name=dataset.name, root=args.root).store
+        head = ZeroShot().fit(texts).linear()
     values = fisher(encoder, dataset, head, passes=args.passes, seed=args.seed, progress=progress_of(args))
     path = write_fisher(values, args.output)
     n = len(dataset.index)
@@ -51,16 +51,3 @@ def run(args: argparse.Namespace) -> int:
         args.json,
     )
     return 0
-
-
-def _head(args: argparse.Namespace, dataset: Dataset, encoder: OpenClipEncoder) -> LinearHead:
-    """The head in a file, or the zero-shot head."""
-    from featcache.encoding.texts import embed_prompts
-    from heads import ZeroShot, load
-    from heads.fitted.linear import as_linear
-
-    if args.head:
-        return as_linear(load(args.head))
-    names = dataset.index.classnames
-    texts = embed_prompts(names, args.templates, encoder, name=dataset.name, root=args.root).store
-    return ZeroShot().fit(texts).linear()

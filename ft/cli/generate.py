@@ -22,48 +22,41 @@ MODEL = "stabilityai/stable-diffusion-2-1-base"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache generate``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "classes",
         metavar="CLASSES",
         nargs="?",
         help="source of the class names: a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids), another "
         "class list, or a file with a name, or folder, tab and name, on each line (default: those of the style)",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the images: DIR/SPLIT/CLASS/*.png")
-    parser.add_argument("--split", default="train", help="split to generate: train (the default) or val")
-    parser.add_argument(
+    add("-o", "--out", required=True, metavar="DIR", help="folder of the images: DIR/SPLIT/CLASS/*.png")
+    add("--split", default="train", help="split to generate: train (the default) or val")
+    add(
         "--classes-split",
         default="train",
         metavar="S",
         help="split of the data set with the class names (default: train)",
     )
-    parser.add_argument("--style", default="imagenet", metavar="NAME", help="prompt style (default: imagenet)")
-    parser.add_argument("--styles", metavar="FILE", help="prompt-style file, such as RegFT's prompt_styles.json")
-    parser.add_argument(
-        "--images", type=int, default=64, metavar="N", help="images per class and prompt (default: 64); may grow later"
-    )
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the images (default: 1)")
-    parser.add_argument(
+    add("--style", default="imagenet", metavar="NAME", help="prompt style (default: imagenet)")
+    add("--styles", metavar="FILE", help="prompt-style file, such as RegFT's prompt_styles.json")
+    add("--images", type=int, default=64, metavar="N", help="images per class and prompt (default: 64); may grow later")
+    add("--seed", type=int, default=1, metavar="S", help="seed of the images (default: 1)")
+    add(
         "--model",
         default=MODEL,
         help=f"folder saved by diffusers, or a name on the Hugging Face hub (default: {MODEL})",
     )
-    parser.add_argument("--revision", help="revision of a model on the hub")
-    parser.add_argument("--guidance-scale", type=float, default=5.0, metavar="G", help="guidance scale (default: 5)")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
-    parser.add_argument(
-        "--height", type=int, default=512, metavar="H", help="height to generate, in pixels (default: 512)"
-    )
-    parser.add_argument(
-        "--width", type=int, default=512, metavar="W", help="width to generate, in pixels (default: 512)"
-    )
-    parser.add_argument(
-        "--size", type=int, default=224, metavar="S", help="side of the saved images in pixels (default: 224)"
-    )
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
+    add("--revision", help="revision of a model on the hub")
+    add("--guidance-scale", type=float, default=5.0, metavar="G", help="guidance scale (default: 5)")
+    add("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
+    add("--height", type=int, default=512, metavar="H", help="height to generate, in pixels (default: 512)")
+    add("--width", type=int, default=512, metavar="W", help="width to generate, in pixels (default: 512)")
+    add("--size", type=int, default=224, metavar="S", help="side of the saved images in pixels (default: 224)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     shard_argument(parser, "batches")
     device_argument(parser)
-    parser.add_argument(
+    add(
         "--precision",
         choices=("fp32", "bf16", "fp16"),
         help="precision of the model (default: fp16 on a GPU, fp32 on a CPU)",

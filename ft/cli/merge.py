@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,11 +102,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _setting(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
-    try:
+    with contextlib.suppress(ValueError):
         if name and equals:
             return name, json_value(value)
-    except ValueError:
-        pass
     raise TrainingError(f"--set {text}: expected NAME=VALUE with a value in JSON, as in scale=0.4")
 
 

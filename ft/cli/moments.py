@@ -1,7 +1,5 @@
 """The verb ``featcache moments``: second moments of the inputs of a model's linear layers, for RegMean."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -14,20 +12,12 @@ from featcache.store.places.targets import checked_target
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache moments``."""
-    parser.add_argument("data", metavar="DATASET:SPLIT", help="images, usually some of the model's training split")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="output file (default: beside the model, RUN/best_moments.safetensors)",
-    )
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="use only N images, drawn with --seed")
-    parser.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="S", help="seed of the drawn images (default: 0)"
-    )
-    parser.add_argument(
-        "--templates", metavar="T", help="also cover a trained text tower, with these templates and class names"
-    )
+    add = parser.add_argument
+    add("data", metavar="DATASET:SPLIT", help="images, usually some of the model's training split")
+    add("-o", "--output", metavar="FILE", help="output file (default: beside the model, RUN/best_moments.safetensors)")
+    add("--limit", type=at_least(1), metavar="N", help="use only N images, drawn with --seed")
+    add("--seed", type=at_least(0), default=0, metavar="S", help="seed of the drawn images (default: 0)")
+    add("--templates", metavar="T", help="also cover a trained text tower, with these templates and class names")
     model_arguments(parser)
     preprocess_argument(parser)
 

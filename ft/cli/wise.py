@@ -29,7 +29,7 @@ from heads.cli.arguments import (
 from heads.cli.classes import class_arguments, class_subset
 
 if TYPE_CHECKING:
-    from ft.merging.sweep import Sweep
+    from ft.merging.sweep import ChosenSweep, Sweep
     from heads.evaluation.metrics import Row
     from heads.report.against import Comparison
     from heads.report.details import Detail
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
     from featcache.datasets.sources.published.imagenet import RESULTS_NAMES
-    from ft.merging.sweep import ChosenSweep, WiseOptions, best_in, sweep, sweep_unchosen
+    from ft.merging.sweep import WiseOptions, best_in, sweep, sweep_unchosen
     from ft.training.loop import open_split
     from heads import append_rows
     from heads.evaluation.evaluate import store_labels
@@ -184,15 +184,15 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
         preprocess=args.preprocess,
     )
     models = args.zero_shot, args.fine_tuned, args.alpha, args.out
-    found = sweep(*models, select, options) if select else sweep_unchosen(*models, options)
-    rows = [row for row in found.rows if row] + ([found.best] if isinstance(found, ChosenSweep) else [])
+    chosen = sweep(*models, select, options) if select else None
+    found = chosen or sweep_unchosen(*models, options)
+    rows = [row for row in found.rows if row] + ([chosen.best] if chosen else [])
     append_rows(args.results, rows)
     published = compared(rows, args)
-    lines = [*_text(found, names, args), *against_lines(rows, published, args)]
+    lines = [*_text(found, chosen, names, args), *against_lines(rows, published, args)]
     if rows:
         details = best_in(found, on, select, options) if on else []
-        lines.append(f"report: {_write_page(found, names, details, published, args)}")
-    if rows:
+        lines.append(f"report: {_write_page(found, chosen, names, details, published, args)}")
         lines.append(f"{counted(len(rows), 'row')} appended to {args.results}")
     record = {name: value for name, value in vars(found).items() if name != "selection"}
     show(record, "\n".join(lines), args.json)
@@ -201,13 +201,13 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
 
 def _write_page(
     found: Sweep,
+    chosen: ChosenSweep | None,
     names: Sequence[str],
     details: Sequence[Detail],
     published: Sequence[Comparison],
     args: argparse.Namespace,
 ) -> Path:
     """Write the page of the sweep beside its models; with ``--report``, the whole report there."""
-    from ft.merging.sweep import ChosenSweep
     from heads.report import write_report
     from heads.report.details import provenance_facts
     from heads.report.formats import Shown
@@ -215,11 +215,9 @@ def _write_page(
     from heads.report.web import Background, write_page
 
     reported = _reported(found, names) if names else found.rows
-    datasets = list(names) or ([found.selection] if isinstance(found, ChosenSweep) else None)
+    datasets = list(names) or ([chosen.selection] if chosen else None)
     models = {"zero-shot": str(args.zero_shot), "fine-tuned": ", ".join(args.fine_tuned), "folder": str(args.out)}
-    notes = []
-    if isinstance(found, ChosenSweep):
-        notes.append(f"α = {found.alpha:g} was chosen on {found.selection}.")
+    notes = [f"α = {chosen.alpha:g} was chosen on {chosen.selection}."] if chosen else []
     facts = {"Models": models, "Heads": provenance_facts(reported)}
     background = Background(notes, details, published, facts=facts)
     title = f"Weight-space interpolation of {args.zero_shot} and {', '.join(args.fine_tuned)}"
@@ -235,13 +233,11 @@ def _reported(found: Sweep, names: Sequence[str]) -> list[Row]:
     return rows or [vars(found)["best"]]
 
 
-def _text(found: Sweep, names: Sequence[str], args: argparse.Namespace) -> list[str]:
+def _text(found: Sweep, chosen: ChosenSweep | None, names: Sequence[str], args: argparse.Namespace) -> list[str]:
     """A table of the selection split, which is not reported; then the splits of --on, with the first as reference."""
-    from ft.merging.sweep import ChosenSweep
     from heads.report import table_text
     from heads.report.rows import choice_text
 
-    chosen = found if isinstance(found, ChosenSweep) else None
     width = table_width()
     lines = [f"{table_text(found.rows, [chosen.selection], width=width)}\n"] if chosen else []
     if names:

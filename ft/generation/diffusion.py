@@ -21,24 +21,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Painter:
-    """A diffusion pipeline.
+    """A diffusion pipeline from a folder saved by diffusers or the Hugging Face hub, with weights in safetensors.
 
-    Parameters
-    ----------
-    model : folder saved by diffusers, or name on the Hugging Face hub; weights are read only from safetensors
-    revision : revision of a model on the hub
-    precision : ``fp32``, ``bf16`` or ``fp16``
-
-    Raises
-    ------
-    MissingExtraError
-        diffusers is not installed.
-    EncoderError
-        The model does not exist, cannot be loaded, or is not a text-to-image model.
-
-    Attributes
-    ----------
-    identity : the precision, and the digest of the model's files or its name on the hub
+    `identity` is the precision (``fp32``, ``bf16`` or ``fp16``), and the digest of the model's files or its name on the
+    hub. Raises MissingExtraError if diffusers is not installed; EncoderError if the model does not exist, cannot be
+    loaded, or is not a text-to-image model.
     """
 
     def __init__(self, model: str, revision: str | None, device: str, precision: str) -> None:
@@ -76,12 +63,8 @@ class Painter:
     def check(self, prompts: Sequence[str], height: int, width: int) -> None:
         """Refuse prompts and sizes that the model does not support.
 
-        Raises
-        ------
-        PromptError
-            The tokenizer would truncate a prompt.
-        FeatcacheError
-            The size is not a multiple of 8, or of the VAE's scale factor.
+        Raises PromptError if the tokenizer would truncate a prompt; FeatcacheError if the size is not a multiple of 8,
+        or of the VAE's scale factor.
         """
         unit = max(8, getattr(self._pipeline, "vae_scale_factor", 8))
         if height % unit or width % unit:
@@ -105,26 +88,18 @@ class Painter:
         guidance_scale: float,
         each_step: Callable[[], None],
     ) -> list[Any]:
-        """Draw one image per prompt.
+        """Draw one PIL image per prompt; FeatcacheError if the pipeline cannot draw with these options.
+
+        The initial noise of each image comes from a separate generator on the CPU, so that it is the same on every
+        device and in every batch.
 
         Parameters
         ----------
         prompts, seeds : N of each
-            The initial noise of each image comes from a separate generator on the CPU, so that it is the same on every
-            device and in every batch.
         height, width : pixels
         steps : denoising steps
         guidance_scale : weight of classifier-free guidance (Ho and Salimans, arXiv:2207.12598)
         each_step : called after every denoising step
-
-        Returns
-        -------
-        list of N PIL images
-
-        Raises
-        ------
-        FeatcacheError
-            The pipeline cannot draw with these options.
         """
 
         def after(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:

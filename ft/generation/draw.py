@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -96,6 +96,8 @@ def generate(
     """Draw images of every class into ``OUT/SPLIT/<class>/<prompt>_<image>.png``.
 
     Prompts are numbered from 1 and images from 0, so that file names agree with RegFT's for one prompt and seed 1.
+    Raises PromptError if a class name is not a valid folder name, a template has no ``{}``, or the model would truncate
+    a prompt; MismatchError if the folder holds images with other options or classes.
 
     Parameters
     ----------
@@ -104,13 +106,6 @@ def generate(
     painter : the diffusion model; its `identity` is recorded
     split : ``train`` or ``val``, which get different noise
     share : batches to draw first; default: from torchrun's RANK and WORLD_SIZE
-
-    Raises
-    ------
-    PromptError
-        A class name is not a valid folder name, a template has no ``{}``, or the model would truncate a prompt.
-    MismatchError
-        The folder holds images with other options or classes.
     """
     began = time.perf_counter()
     options, share, out = options or GenerateOptions(), share or Share.from_environment(), Path(out).expanduser()
@@ -182,16 +177,13 @@ class _Run:
             guidance_scale=self.options.guidance_scale,
             each_step=self.claims.renew,
         )
+        side = (self.options.size, self.options.size)
         for request, picture in zip(requests, drawn, strict=True):
-            places.put(self.folder / request.path, self._png(picture))
+            content = io.BytesIO()
+            picture.convert("RGB").resize(side, Image.Resampling.BICUBIC).save(content, "PNG")
+            places.put(self.folder / request.path, content.getvalue())
         self.made += len(requests)
         self.progress.advance(len(requests))
-
-    def _png(self, picture: Any) -> bytes:
-        side = (self.options.size, self.options.size)
-        content = io.BytesIO()
-        picture.convert("RGB").resize(side, Image.Resampling.BICUBIC).save(content, "PNG")
-        return content.getvalue()
 
 
 def _record(out: Path, plan: Plan, options: GenerateOptions, painter: "Painter") -> None:

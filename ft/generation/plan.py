@@ -32,12 +32,7 @@ class Request:
 class Plan:
     """The images of one split in drawing order: one of each class, then the next of each.
 
-    Parameters
-    ----------
-    classes : C pairs (folder, class name)
-    templates : T templates
-    images : images per class and template
-    batch_size : images drawn and claimed together
+    There are `images` for each of C pairs (folder, class name) and T templates; a batch is drawn and claimed together.
     """
 
     split: str
@@ -82,21 +77,12 @@ class Plan:
 
 
 def class_folders(names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Check that folders of classes are valid names and distinct.
+    """Check that folders of classes are valid names and distinct, given C pairs (folder, class name).
 
-    Parameters
-    ----------
-    names : C pairs (folder, class name)
-        A ``/`` in a folder name becomes ``_``. RegFT's script makes a folder in a folder of ``F-16A/B``, which
-        ``ImageFolder`` reads as another class.
+    A ``/`` in a folder name becomes ``_``: RegFT's script makes a folder in a folder of ``F-16A/B``, which
+    ``ImageFolder`` reads as another class. Raises PromptError if there are no classes, two share a folder, or a name is
+    not valid as a folder or a line of ``classes.txt``.
 
-    Raises
-    ------
-    PromptError
-        There are no classes, two share a folder, or a name is not valid as a folder or a line of ``classes.txt``.
-
-    Examples
-    --------
     >>> class_folders([("F-16A/B", "F-16A/B")])
     [('F-16A_B', 'F-16A/B')]
     """

@@ -21,33 +21,17 @@ EXPECTED = '{style: {"template": text or list, "classnames": [...], "save_subdir
 
 @dataclass(frozen=True)
 class Style:
-    """One prompt style.
-
-    Parameters
-    ----------
-    templates : T templates with ``{}`` for the class name
-    classes : C pairs (folder, class name); empty if the file lists no classes
-    """
+    """T templates with ``{}`` for the class name, and C pairs (folder, class name), if the file lists classes."""
 
     templates: tuple[str, ...]
     classes: tuple[tuple[str, str], ...] = ()
 
 
 def load_style(name: str, path: str | Path | None = None) -> Style:
-    """Read one style of a prompt-style file.
+    """Read one style of a prompt-style file, by default ``styles.json`` of this package.
 
-    Parameters
-    ----------
-    name : an entry of the file
-    path : default: ``styles.json`` of this package
+    Raises PromptError if there is no such file or entry, a template has no ``{}``, or an entry has another form.
 
-    Raises
-    ------
-    PromptError
-        There is no such file or entry, a template has no ``{}``, or an entry has another form.
-
-    Examples
-    --------
     >>> load_style("imagenet")
     Style(templates=('a photo of a {}.',), classes=())
     >>> len(load_style("varied").templates)

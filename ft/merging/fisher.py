@@ -1,16 +1,13 @@
 """Diagonal Fisher information of a model on a data set, for Fisher-weighted ensembles.
 
 ``F_k = mean_n (d/d theta_k log p(y_n | x_n))^2`` with labels y_n **drawn from the model's own predictions**, as in
-wise-ft; true labels would give the empirical Fisher instead. Per-sample gradients are computed by `torch.func` in small
-groups.
-
-The weights (with the logit scale) and biases of the head are included, so that
-``featcache wise --fisher F0 F1 --heads H0 H1`` merges the heads by Fisher information too.
+wise-ft; true labels would give the empirical Fisher instead. Weights (with the logit scale) and biases of the head are
+included, so that ``featcache wise --fisher F0 F1 --heads H0 H1`` merges the heads by Fisher information too.
 
 Paper: Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from featcache.datasets.base import Dataset
+from featcache.encoders.base import Batch
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.augment import view_uniforms
-from featcache.encoding.pipeline import batches_of, default_workers, prepared_batches
+from featcache.encoding.pipeline import Prepared, batches_of, default_workers, prepared_batches
 from featcache.errors import ImageReadError, MismatchError, TrainingError
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import write_state
@@ -38,19 +36,13 @@ def diagonal_fisher(
     parameters: dict[str, torch.Tensor],
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    """Mean squared per-sample gradient, float32, summed in float64.
+    """Mean squared per-sample gradient, float32, summed in float64; TrainingError if there are no samples.
 
     Parameters
     ----------
     log_probabilities : function from parameters and inputs (B, ...) to log p (B, C)
-    parameters : tensors by name
     batches : iterator of (inputs (B, ...), uniforms (B,))
         The label of a sample is the first class at which the cumulative probability exceeds its uniform number.
-
-    Raises
-    ------
-    TrainingError
-        There are no samples.
     """
 
     def loss(values: dict[str, torch.Tensor], sample: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -143,22 +135,18 @@ def _batches(
 def pixel_batches(
     encoder: OpenClipEncoder, dataset: Dataset, title: str, progress: Progress, passes: int = 1
 ) -> Iterator[torch.Tensor]:
-    """Inputs of the image tower, `passes` times over the data set.
-
-    Raises
-    ------
-    ImageReadError
-        An image cannot be read.
-    """
+    """Inputs of the image tower, `passes` times over the data set; ImageReadError if an image cannot be read."""
     n = len(dataset.index)
     progress.start(f"{title} on {dataset.name}/{dataset.split}", n * passes, 0)
     for _ in range(passes):
         for batch in prepared_batches(dataset, encoder, batches_of(range(n), 4 * GROUP), default_workers(), 0):
-            if bad := [item for item in batch if item.image is None]:
-                raise ImageReadError(
-                    f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); repair or remove it"
-                )
-            images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
-            yield encoder.pixels(images.to(encoder.device))
+            yield encoder.pixels(stacked(batch, dataset).to(encoder.device))
             progress.advance(len(batch))
     progress.finish()
+
+
+def stacked(batch: Sequence[Prepared[Batch]], dataset: Dataset) -> torch.Tensor:
+    """The images of a batch as one tensor; ImageReadError if one cannot be read."""
+    if bad := [item for item in batch if item.image is None]:
+        raise ImageReadError(f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); repair or remove it")
+    return torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))

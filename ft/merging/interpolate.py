@@ -73,7 +73,14 @@ def interpolate(
     if not np.isscalar(alpha) or isinstance(alpha, str) or not math.isfinite(alpha):
         raise TrainingError(f"alpha {alpha!r}: expected a finite number; ft.wise takes several alphas")
     weights = [1.0 - alpha, alpha]
-    fishers = _checked_fishers(theta0, fisher0 or {}, fisher1 or {}, alpha, floor)
+    fisher0, fisher1 = fisher0 or {}, fisher1 or {}
+    fishers = [fisher0, fisher1] if fisher0 or fisher1 else []
+    if fishers:
+        if not 0 <= alpha <= 1:
+            raise TrainingError(f"alpha {alpha!r} with Fisher weights; expected a number in [0, 1]")
+        if not (floor > 0 and math.isfinite(floor)):
+            raise TrainingError(f"Fisher floor {floor!r}: expected a positive number")
+        _check_fishers(theta0, fisher0, fisher1, ("the Fisher of theta0", "the Fisher of theta1"))
     merged = {}
     for key in theta0:
         known = [fisher[key] for fisher in fishers if key in fisher]
@@ -121,8 +128,6 @@ def _state(model: State | str | Path) -> State:
 def towards(states: Sequence[State], base: State, *, alpha: Annotated[float, Range()] = 0.5) -> dict[str, torch.Tensor]:
     """Interpolate between a base and the mean of the models (WiSE-FT); see `interpolate` and `soup`.
 
-    Examples
-    --------
     >>> towards([{"w": torch.tensor(3.0)}, {"w": torch.tensor(5.0)}], {"w": torch.tensor(0.0)}, alpha=0.25)["w"].item()
     1.0
     """
@@ -132,24 +137,12 @@ def towards(states: Sequence[State], base: State, *, alpha: Annotated[float, Ran
 def fisher_soup(
     states: Sequence[State], fishers: Sequence[State], *, floor: Positive = FISHER_FLOOR
 ) -> dict[str, torch.Tensor]:
-    """Fisher-weighted average of models, elementwise: ``sum_k f_k theta_k / sum_k f_k``.
+    """Fisher-weighted average of K models, elementwise: ``sum_k f_k theta_k / sum_k f_k``.
 
-    ``f = max(F, floor)``, and ``f = 1`` for keys without Fisher information.
+    ``f = max(F, floor)``, and ``f = 1`` for keys without Fisher information. `fishers` hold the diagonal Fisher
+    information of some or all keys, the same in each; see `ft.merging.fisher.fisher`. Raises MismatchError if keys,
+    shapes or the numbers of models differ.
 
-    Parameters
-    ----------
-    states : K state dicts
-    fishers : K state dicts
-        Diagonal Fisher information of some or all keys, the same in each; see `ft.merging.fisher.fisher`.
-    floor : lower bound on Fisher information
-
-    Raises
-    ------
-    MismatchError
-        Keys or shapes differ, or the number of models.
-
-    Examples
-    --------
     >>> models = [{"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}]
     >>> fisher_soup(models, [{"w": torch.tensor(3.0)}, {"w": torch.tensor(1.0)}])["w"].item()
     1.5
@@ -164,17 +157,6 @@ def fisher_soup(
         key: _blend(key, [s[key] for s in states], even, [f[key] for f in fishers if key in f], floor)
         for key in states[0]
     }
-
-
-def _checked_fishers(theta: State, fisher0: State, fisher1: State, alpha: float, floor: float) -> list[State]:
-    if not (fisher0 or fisher1):
-        return []
-    if not 0 <= alpha <= 1:
-        raise TrainingError(f"alpha {alpha!r} with Fisher weights; expected a number in [0, 1]")
-    if not (floor > 0 and math.isfinite(floor)):
-        raise TrainingError(f"Fisher floor {floor!r}: expected a positive number")
-    _check_fishers(theta, fisher0, fisher1, ("the Fisher of theta0", "the Fisher of theta1"))
-    return [fisher0, fisher1]
 
 
 def _check_fishers(theta: State, fisher0: State, fisher1: State, names: tuple[str, str]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from featcache import __version__
 from featcache.encoders.openclip import OpenClipEncoder
-from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError, TrainingError
 from featcache.parameters import Parameter, parameters_of
 from featcache.store.places.targets import check_folder
@@ -14,9 +13,8 @@ from ft.checkpoints.parents import Parent, account_of, parent_of
 from ft.checkpoints.state import State
 from ft.merging import INGREDIENTS, MERGES
 from ft.merging.moments import moments_path, read_moments
-from ft.merging.wise import HEAD_BIAS, HEAD_WEIGHT, head_part, head_state, read_tuned, tower_part, weights_of
+from ft.merging.wise import HEAD_WEIGHT, head_part, head_state, read_tuned, recorded_head, tower_part, weights_of
 from heads import LinearHead
-from heads.fitted.provenance import Provenance
 
 
 def merge(
@@ -108,8 +106,7 @@ def merge_heads(
     heads : K heads
     encoder : the merged model
     base : head of the base, for methods that need one
-    fishers, moments : K state dicts
-        Contents of the files that `merge` reads; the keys of the head are used.
+    fishers, moments : K state dicts, contents of the files that `merge` reads; the keys of the head are used
 
     Raises
     ------
@@ -133,18 +130,8 @@ def merge_heads(
     }
     merged = MERGES[method](**{name: ingredients[name] for name in needs}, **settings)
     used = every if "base" in needs else heads
-    provenance = Provenance(
-        head="merged",
-        params={"method": method, **settings, "heads": [head.name for head in used]},
-        encoder_key=encoder_key(encoder),
-        text_digest=None,
-        classnames=list(heads[0].classnames),
-        fitted_on=[entry for head in used for entry in head.provenance.fitted_on],
-        chosen_on=[entry for head in used for entry in head.provenance.chosen_on],
-        featcache=__version__,
-    )
-    weights, bias = merged[HEAD_WEIGHT].numpy(), merged[HEAD_BIAS].numpy()
-    return LinearHead(weights, bias, heads[0].classnames, "merged", provenance)
+    params = {"method": method, **settings, "heads": [head.name for head in used]}
+    return recorded_head(merged, used, encoder, "merged", params)
 
 
 def needs_of(method: str) -> list[str]:
@@ -158,13 +145,7 @@ def settings_of(method: str) -> dict[str, Parameter]:
 
 
 def check_settings(method: str, settings: Mapping[str, object]) -> None:
-    """Refuse settings that a method does not have, and values that are not allowed.
-
-    Raises
-    ------
-    TrainingError
-        Names the setting, its value, and what is expected.
-    """
+    """Raise TrainingError for settings that a method does not have, and for values that are not allowed."""
     declared = settings_of(method)
     for name, value in settings.items():
         if name not in declared:

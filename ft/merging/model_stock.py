@@ -21,25 +21,12 @@ from ft.merging.tensors import merged_by_key
 
 
 def model_stock(states: Sequence[State], base: State) -> dict[str, torch.Tensor]:
-    """Interpolate every tensor between the base and the mean of the models, each with its own ratio.
+    """Interpolate every tensor between the base and the mean of K models, each with its own ratio.
 
-    The paper does not define the ratio for negative cosines; here they count as 0, which gives the base.
+    The models should be fine-tuned alike except for the seed. The paper does not define the ratio for negative cosines;
+    here they count as 0, which gives the base. Raises TrainingError if there is a single model; MismatchError if keys,
+    shapes or integer buffers differ.
 
-    Parameters
-    ----------
-    states : K state dicts, at least two
-        Models fine-tuned alike except for the seed.
-    base : the model they were fine-tuned from
-
-    Raises
-    ------
-    TrainingError
-        There is a single model.
-    MismatchError
-        Keys, shapes or integer buffers differ.
-
-    Examples
-    --------
     >>> base = {"w": torch.zeros(2)}
     >>> models = [{"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([3.0, 4.0])}]  # the cosine is 0.6
     >>> model_stock(models, base)["w"].tolist()  # t = 0.75
@@ -58,8 +45,6 @@ def model_stock(states: Sequence[State], base: State) -> dict[str, torch.Tensor]
 def stock_ratio(vectors: Sequence[torch.Tensor]) -> float:
     """The ratio t for K task vectors of one tensor; 0 if one of them is zero.
 
-    Examples
-    --------
     >>> stock_ratio([torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0])])
     1.0
     """

@@ -30,16 +30,10 @@ WEIGHTS = "weights"
 
 
 class InputMoments(TorchFunctionMode):
-    """Context manager that sums ``x^T x`` over all inputs of layers.
+    """Context manager that sums ``x^T x`` over all inputs of layers, whose parameters `names` maps from their ids.
 
-    Parameters
-    ----------
-    names : mapping of id(parameter) -> name
-
-    Attributes
-    ----------
-    sums : dict of ``NAME@AXIS`` -> (D, D) float64
-        AXIS is the input axis of the parameter: 1 in linear layers, 0 in ``x @ parameter``.
+    `sums` maps ``NAME@AXIS`` to a (D, D) float64 tensor. AXIS is the input axis of the parameter: 1 in linear layers, 0
+    in ``x @ parameter``.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -94,8 +88,7 @@ def layer_moments(
     ----------
     encoder : see `ft.checkpoints.parents.load_open_clip`
     dataset : images, used without augmentation; labels are not used
-    prompts : C sequences of str
-        Prompts for the layers of the text tower; not needed if all merged models share it.
+    prompts : C sequences of prompts for the layers of the text tower; not needed if all merged models share it
 
     Returns
     -------
@@ -139,9 +132,8 @@ def moments_path(folder: str | Path) -> Path:
     For the built-in `tiny` it is in the working directory, since nothing is written into the package.
     """
     path = Path(str(folder).removeprefix("local-dir:"))
-    if path.resolve() == TINY.resolve():
-        return Path(f"{path.name}_moments.safetensors")
-    return path.with_name(f"{path.name}_moments.safetensors")
+    name = f"{path.name}_moments.safetensors"
+    return Path(name) if path.resolve() == TINY.resolve() else path.with_name(name)
 
 
 def write_moments(values: Mapping[str, torch.Tensor], folder: Path, out: str | Path | None = None) -> Path:
@@ -153,12 +145,7 @@ def write_moments(values: Mapping[str, torch.Tensor], folder: Path, out: str | P
 def read_moments(path: Path, weights: Path) -> dict[str, torch.Tensor]:
     """Read moments and check that they belong to these weights.
 
-    Raises
-    ------
-    EncoderError
-        There is no such file.
-    MismatchError
-        They were computed with other weights.
+    Raises EncoderError if there is no such file; MismatchError if they were computed with other weights.
     """
     values = read_state(path)
     of = json.loads(read_metadata(path).get(WEIGHTS, "{}"))

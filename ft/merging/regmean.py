@@ -30,19 +30,14 @@ def regmean(
 ) -> dict[str, torch.Tensor]:
     """Merge linear layers by least squares over their inputs, and average all other tensors.
 
-    In directions without any input, such as those of dead units, weights are averaged too.
+    In directions without any input, such as those of dead units, weights are averaged too. Raises MismatchError if the
+    number of models differs, or layers or widths of the moments do.
 
     Parameters
     ----------
     states : K state dicts
-    moments : K mappings of ``NAME@AXIS`` -> (D, D) tensor
-        Gram matrices of each model's inputs to the tensor NAME, whose axis AXIS has the D inputs.
+    moments : K mappings of ``NAME@AXIS`` -> (D, D) Gram matrix of the inputs to the tensor NAME, along its axis AXIS
     off_diagonal : factor on off-diagonal entries; the paper uses 0.9 for most models, and 0.1 for T5
-
-    Raises
-    ------
-    MismatchError
-        The number of models differs, or layers or widths of the moments do.
 
     Examples
     --------

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featcache.datasets import dataset_key
 from featcache.datasets.base import Dataset
-from featcache.encoding.pipeline import default_workers
+from featcache.encoding.pipeline import NO_CONTENT, default_workers
 from featcache.store import resolve_root
 from heads import LinearHead, ResidentStore
 from heads.evaluation.evaluate import EvaluateOptions, reportable, subsets_of
@@ -30,20 +30,13 @@ def check_splits(
 ) -> None:
     """Raise the errors of `heads.evaluate` early: other classes, and rows that the heads were fitted or chosen on.
 
-    Samples are read and hashed only if a head keeps hashes of its rows.
+    Samples are read and hashed only if a head keeps hashes of its rows. Raises MismatchError if the classes differ, or
+    their order; HeadError if the split holds rows that a head was fitted or chosen on, or no others.
 
     Parameters
     ----------
-    heads : heads to merge; their names appear in errors
-    datasets, labels : splits, and their names in `class_subset`
+    labels : names of the splits in `class_subset`
     options : ``seen`` and ``allow_chosen``, see `heads.evaluation.evaluate.EvaluateOptions`
-
-    Raises
-    ------
-    MismatchError
-        The classes differ, or their order.
-    HeadError
-        The split holds rows that a head was fitted or chosen on, or no others.
     """
     known = [entry for head in heads for role in ROLES for entry in head.provenance.get(role) or ()]
     hashed = options.get("seen") != "allow" and any(rows_of(entry) is not None for entry in known)
@@ -51,24 +44,19 @@ def check_splits(
     for dataset, label in zip(datasets, labels or [dataset.name for dataset in datasets], strict=True):
         if dataset.index.targets is not None:
             continue
-        split = _rows(dataset, heads[0].dim, root, hashed=hashed)
+        index = dataset.index
+        split = ResidentStore(
+            torch.zeros(1).expand(len(index), heads[0].dim),  # no features
+            index.labels,
+            index.classnames,
+            name=dataset.name,
+            split=dataset.split,
+            dataset_key=dataset_key(index, resolve_root(root)),
+            metadata=index.metadata,
+            row_hashes=row_hashes(dataset) if hashed else None,
+        )
         jobs_for(bare, split, subsets_of([split], [label], class_subset)[0])
         reportable(heads, split, options)
-
-
-def _rows(dataset: Dataset, dim: int, root: str | Path | None, *, hashed: bool) -> ResidentStore:
-    """A split without features."""
-    index = dataset.index
-    return ResidentStore(
-        torch.zeros(1).expand(len(index), dim),
-        index.labels,
-        index.classnames,
-        name=dataset.name,
-        split=dataset.split,
-        dataset_key=dataset_key(index, resolve_root(root)),
-        metadata=index.metadata,
-        row_hashes=row_hashes(dataset) if hashed else None,
-    )
 
 
 def row_hashes(dataset: Dataset) -> NDArray[np.uint64]:
@@ -78,7 +66,7 @@ def row_hashes(dataset: Dataset) -> NDArray[np.uint64]:
         try:
             return xxhash.xxh3_128_digest(dataset.read(row))
         except OSError:
-            return bytes(16)
+            return NO_CONTENT
 
     content = dataset.index.content
     if content is not None:

@@ -1,26 +1,19 @@
 """WiSE-FT with evaluation: merge for every alpha, encode and evaluate each model, keep the best on a selection split.
 
-A merged model is evaluated like any other: its folder is encoded (a second sweep finds the store), and its head is
-evaluated on the store. Heads are merged like the weights, with or without Fisher information; without heads, the
-zero-shot head of the merged model is used. The head of every alpha is saved beside its model. Without a selection split
-all alphas are reported and none is chosen.
-
-Soups of several fine-tuned models: `uniform` averages all; `greedy` adds models from the best to the worst on the
-selection split, and keeps each that does not make the average worse (Wortsman et al., arXiv 2203.05482).
+A merged model is encoded and evaluated like any other. Heads are merged like the weights, with or without Fisher
+information; without heads, the zero-shot head of the merged model is used. The head of every alpha is saved beside its
+model.
 """
 
 import contextlib
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from featcache import __version__
 from featcache.datasets.base import Dataset
 from featcache.encoders.openclip import OpenClipEncoder
-from featcache.encoding.chunks import encoder_key
 from featcache.encoding.images import encode_dataset
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.texts import embed_prompts
@@ -31,16 +24,17 @@ from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folde
 from ft.checkpoints.heads import load_head
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
 from ft.checkpoints.state import Json
-from ft.merging.interpolate import FISHER_FLOOR, soup
+from ft.merging.greedy import greedy_soup
+from ft.merging.interpolate import FISHER_FLOOR
 from ft.merging.splits import check_splits
-from ft.merging.wise import head_part, merged_head, read_tuned, weights_of, wise
+from ft.merging.wise import head_part, merged_head, recorded_head, wise
 from heads import LinearHead, ZeroShot, calibrate, evaluate, load, save
 from heads.evaluation.evaluate import best_of, store_labels
 from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
 from heads.evaluation.passes import ClassSubset
 from heads.evaluation.seen import Seen, check_seen, excluded, unseen_by
 from heads.fitted.base import LogitHead
-from heads.fitted.provenance import ROLES, Provenance
+from heads.fitted.provenance import ROLES
 from heads.report.details import Detail, head_details
 
 SOUPS = ("uniform", "greedy")
@@ -63,8 +57,7 @@ class WiseOptions:
     metric
         Metric compared on the selection split: ``top1``, ``nll``, ...; ties go to the lower NLL, then to the smaller
         alpha.
-    soup : {"uniform", "greedy"}
-        How several fine-tuned models are averaged.
+    soup : {"uniform", "greedy"}, how several fine-tuned models are averaged
     best_only : encode and evaluate the splits in `on` with the best model only
     seen : {"refuse", "exclude", "allow"}
         What to do about rows that a head was fitted or chosen on, see `heads.evaluate`; on the selection split only
@@ -110,8 +103,7 @@ class Sweep:
 
     Parameters
     ----------
-    rows
-        One results row of `heads.evaluate` per alpha; keys of the selection split are ``"<name>/<split>:<metric>"``.
+    rows : one results row of `heads.evaluate` per alpha; keys of the selection split are ``"<name>/<split>:<metric>"``
     folders, heads : model folder and head of each alpha
     ingredients : numbers of the fine-tuned models in the soup
     """
@@ -251,7 +243,8 @@ class _Evaluation:
         self.check(steps)
         chosen = list(range(len(tuned)))
         if options.soup == "greedy" and len(tuned) > 1:
-            chosen = _greedy_soup(parent, tuned, out, self)
+            folder = out / ".soup"
+            chosen = greedy_soup(parent, tuned, folder, lambda chosen: self.value(self.encoder(folder), chosen))
         parts = [tuned[k] for k in chosen]
         fisher, floor, overwrite = options.fisher, options.floor, options.overwrite
         folders = wise(parent, parts, steps, out, fisher=fisher, floor=floor, overwrite=overwrite)
@@ -290,8 +283,8 @@ class _Evaluation:
     def check(self, alphas: Sequence[float]) -> None:
         """Refuse splits with other classes than the heads, and rows that a head with nonzero weight has seen."""
         if self.heads is None:
-            width = len(self.classnames), 1
-            heads = [LinearHead(np.zeros(width, np.float32), np.zeros(width[0], np.float32), self.classnames)]
+            zeros = np.zeros((len(self.classnames), 1), np.float32)
+            heads = [LinearHead(zeros, zeros[:, 0], self.classnames)]
         else:
             heads = [*self.heads[: any(alpha != 1 for alpha in alphas)], *(self.heads[1:] if any(alphas) else [])]
             self.used = [*heads]
@@ -338,8 +331,9 @@ class _Evaluation:
             row |= {f"{label}:n_excluded": excluded(self.store(encoder, data), rest) for label, data, rest in left}
         return row
 
-    def value(self, row: Json) -> float:
-        """The metric on the selection split, negated where lower is better."""
+    def value(self, encoder: OpenClipEncoder, chosen: Sequence[int]) -> float:
+        """The metric of a soup of some models on the selection split, negated where lower is better."""
+        row = self.row(self.head(encoder, None, chosen), encoder)
         value = float(row[f"{self.split}:{self.options.metric}"])
         return -value if self.options.metric in LOWER_IS_BETTER else value
 
@@ -354,59 +348,13 @@ class _Evaluation:
 
     def head(self, encoder: OpenClipEncoder, alpha: float | None, chosen: Sequence[int] = ()) -> LinearHead:
         """Head of a merged model: zero-shot, or merged from that of the zero-shot model and those of the soup."""
-        names = self.classnames
         if self.heads is None:
+            names = self.classnames
             embedded = embed_prompts(names, self.options.templates, encoder, name=self.of, root=self.options.root)
             return replace(ZeroShot().fit(embedded.store).linear(), name="wise", alpha=alpha)
         at, tuned = 1.0 if alpha is None else alpha, [self.heads[1 + k] for k in chosen]
-        weights, bias = merged_head(self.heads[0], tuned, at, self.fishers, self.options.floor)
+        merged = merged_head(self.heads[0], tuned, at, self.fishers, self.options.floor)
         used = [*([self.heads[0]] if at != 1 else []), *(tuned if at != 0 else [])]
         weighted = {"fisher_floor": self.options.floor} if any(self.fishers) else {}
-        provenance = Provenance(
-            head="wise",
-            params={"alpha": alpha, "heads": [head.name for head in self.heads], **weighted},
-            encoder_key=encoder_key(encoder),
-            text_digest=None,
-            classnames=list(names),
-            fitted_on=[entry for head in used for entry in head.provenance.fitted_on],
-            chosen_on=[entry for head in used for entry in head.provenance.chosen_on],
-            featcache=__version__,
-        )
-        return LinearHead(weights.astype(np.float32), bias.astype(np.float32), names, "wise", provenance, alpha)
-
-
-def greedy(n: int, value: Callable[[list[int]], float]) -> list[int]:
-    """Indices of the models in a greedy soup of `n`, in the order they were added.
-
-    Starting from the best single model, each next best is kept if it does not lower ``value`` of the soup.
-
-    Examples
-    --------
-    >>> quality = {(0,): 0.7, (1,): 0.9, (2,): 0.8, (1, 2): 0.95, (0, 1, 2): 0.9}
-    >>> greedy(3, lambda chosen: quality[tuple(sorted(chosen))])
-    [1, 2]
-    """
-    alone = [value([k]) for k in range(n)]
-    order = sorted(range(n), key=lambda k: -alone[k])
-    chosen, best = order[:1], alone[order[0]]
-    for k in order[1:]:
-        with_it = value([*chosen, k])
-        if with_it >= best:
-            chosen, best = [*chosen, k], with_it
-    return chosen
-
-
-def _greedy_soup(parent: Parent, tuned: Sequence[str | Path], out: Path, run: _Evaluation) -> list[int]:
-    theta0 = parent.state()
-    states = [read_tuned(weights_of(parent, name), theta0) for name in tuned]
-    folder = out / ".soup"
-
-    def value(chosen: list[int]) -> float:
-        write_model_folder(parent.source, soup([states[k] for k in chosen]), folder, overwrite=True)
-        encoder = run.encoder(folder)
-        return run.value(run.row(run.head(encoder, None, chosen), encoder))
-
-    try:
-        return sorted(greedy(len(tuned), value))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        params = {"alpha": alpha, "heads": [head.name for head in self.heads], **weighted}
+        return recorded_head(merged, used, encoder, "wise", params, alpha)

@@ -18,23 +18,11 @@ from ft.merging.tensors import merged_by_key
 def task_arithmetic(
     states: Sequence[State], base: State, *, scale: Annotated[float, Range()] = 0.4
 ) -> dict[str, torch.Tensor]:
-    """Add the sum of the task vectors, times `scale`, to the base.
+    """Add the sum of the task vectors of K models, times `scale`, to the base that they were fine-tuned from.
 
-    Parameters
-    ----------
-    states : K state dicts of fine-tuned models
-    base : the model they were fine-tuned from
-    scale
-        lambda, to be chosen on a selection split; Yadav et al. (arXiv 2306.01708) use 0.4 without one. A negative value
-        makes the base forget the tasks.
+    `scale` (lambda) is to be chosen on a selection split; Yadav et al. (arXiv 2306.01708) use 0.4 without one. A
+    negative value makes the base forget the tasks. Raises MismatchError if keys, shapes or integer buffers differ.
 
-    Raises
-    ------
-    MismatchError
-        Keys, shapes or integer buffers differ.
-
-    Examples
-    --------
     >>> base, one, two = ({"w": torch.tensor(value)} for value in (1.0, 2.0, 4.0))
     >>> task_arithmetic([one, two], base, scale=0.5)["w"].item()
     3.0

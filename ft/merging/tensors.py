@@ -8,8 +8,6 @@ import torch
 from featcache.errors import MismatchError, TrainingError
 from ft.checkpoints.state import State, check_shapes, shapes_of
 
-COUNTER = "num_batches_tracked"
-
 Rule = Callable[[str, list[torch.Tensor], torch.Tensor], torch.Tensor]
 """Function of a key, its tensor in each model, and that of the base (without one, the models' mean); all float64."""
 
@@ -18,14 +16,8 @@ def merged_by_key(states: Sequence[State], base: State | None, rule: Rule) -> di
     """Merge the tensors of each key by a rule, and round once to the widest dtype.
 
     Tensors that are equal in all models and the base are copied bit for bit, so that an untrained tower keeps its
-    digest. Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model.
-
-    Raises
-    ------
-    MismatchError
-        Keys, shapes or integer buffers differ.
-    TrainingError
-        There are no models.
+    digest. Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model. Raises
+    MismatchError if keys, shapes or integer buffers differ; TrainingError if there are no models.
     """
     check_models(states, base)
     merged = {}
@@ -60,20 +52,12 @@ def common_dtype(tensors: Sequence[torch.Tensor]) -> torch.dtype:
 def shared(key: str, tensors: Sequence[torch.Tensor], last: int = -1) -> torch.Tensor | None:
     """A copy of a tensor that needs no computation: one that all have, or the batch counter at `last`; else None.
 
-    Raises
-    ------
-    MismatchError
-        Another integer buffer differs.
+    Raises MismatchError if another integer buffer differs.
     """
     if all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
         return tensors[0].clone()
     if tensors[0].dtype.is_floating_point:
         return None
-    if key.rpartition(".")[2] == COUNTER:
+    if key.rpartition(".")[2] == "num_batches_tracked":
         return tensors[last].clone()
     raise MismatchError(f"integer buffer {key} differs between the models; merge models of one architecture")
-
-
-def parameter_keys(state: State) -> list[str]:
-    """Keys of floating tensors."""
-    return [key for key, value in state.items() if value.dtype.is_floating_point]

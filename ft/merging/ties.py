@@ -16,7 +16,7 @@ import torch
 
 from featcache.parameters import Range
 from ft.checkpoints.state import State
-from ft.merging.tensors import check_models, merged_by_key, parameter_keys
+from ft.merging.tensors import check_models, merged_by_key
 
 
 def ties(
@@ -26,22 +26,11 @@ def ties(
     keep: Annotated[float, Range(0, 1, open=True)] = 0.2,
     scale: Annotated[float, Range()] = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """Trim, elect signs, and add the disjoint mean to the base; keep 0.2 and scale 1 are the paper's defaults.
+    """Trim, elect signs, and add the disjoint mean of K models to the base that they were fine-tuned from.
 
-    Parameters
-    ----------
-    states : K state dicts of fine-tuned models
-    base : the model they were fine-tuned from
-    keep : share of the entries of each task vector to keep, over all tensors together; ties are kept too
-    scale : lambda
+    `keep` is the share of the entries of each task vector, over all tensors together (ties are kept too), and `scale`
+    is lambda; the defaults are the paper's. Raises MismatchError if keys, shapes or integer buffers differ.
 
-    Raises
-    ------
-    MismatchError
-        Keys, shapes or integer buffers differ.
-
-    Examples
-    --------
     >>> base = {"w": torch.zeros(4)}
     >>> models = [{"w": torch.tensor([4.0, 1.0, 3.0, 0.1])}, {"w": torch.tensor([2.0, -3.0, 0.1, 0.2])}]
     >>> ties(models, base, keep=0.5)["w"].tolist()
@@ -62,7 +51,7 @@ def ties(
 
 def _limit(state: State, base: State, keep: float) -> float:
     """Magnitude of the smallest kept entry of a task vector."""
-    keys = parameter_keys(base)
-    sizes = torch.cat([(state[key].double() - base[key].double()).abs().flatten() for key in keys])
+    floating = [key for key, value in base.items() if value.dtype.is_floating_point]
+    sizes = torch.cat([(state[key].double() - base[key].double()).abs().flatten() for key in floating])
     kept = max(1, round(keep * len(sizes)))
     return float(sizes.kthvalue(len(sizes) - kept + 1).values)

@@ -1,10 +1,8 @@
 """WiSE-FT on model folders: one merged model per alpha, ready to encode.
 
-``featcache encode DATA --model local-dir:OUT/alpha=0.500`` gives a merged model its own store. Towers that are equal in
-both models are kept bit for bit. If only the image tower was fine-tuned, every text store is therefore valid for every
-alpha, and alpha 0 and 1 are cache hits on the stores of the two models.
-
-Heads are merged by the same formula, since in WiSE-FT the classifier is a layer of the model.
+Towers that are equal in both models are kept bit for bit. If only the image tower was fine-tuned, every text store is
+therefore valid for every alpha, and alpha 0 and 1 are cache hits on the stores of the two models. Heads are merged by
+the same formula, since in WiSE-FT the classifier is a layer of the model.
 """
 
 import math
@@ -13,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from featcache import __version__
+from featcache.encoders.openclip import OpenClipEncoder
+from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError, TrainingError
 from featcache.store.places.targets import check_folder
 from featcache.transfer.flax import is_flax
@@ -26,6 +25,7 @@ from ft.checkpoints.parents import Parent, account_of, parent_of
 from ft.checkpoints.state import Json, State
 from ft.merging.interpolate import FISHER_FLOOR, interpolate, soup
 from heads import LinearHead
+from heads.fitted.provenance import Provenance
 
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 
@@ -36,35 +36,44 @@ def merged_head(
     alpha: float,
     fishers: Sequence[State] = (),
     floor: float = FISHER_FLOOR,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights (C, D) and bias (C,) of the head of a merged model, in float64.
+) -> dict[str, torch.Tensor]:
+    """Weights (C, D) and bias (C,) of the head of a merged model as a float64 state dict.
 
-    Parameters
-    ----------
-    first : head of the zero-shot model (alpha 0)
-    tuned : heads of the fine-tuned models (alpha 1), averaged first
-    fishers : two state dicts, or none
-        Diagonal Fisher information of both heads, under `HEAD_WEIGHT` and `HEAD_BIAS`. If both lack these keys, as
-        files of older versions do, heads are merged without it.
-    floor : lower bound on Fisher information
+    Interpolates between the head of the zero-shot model and the mean of the `tuned` ones. `fishers` may hold diagonal
+    Fisher information of both under `HEAD_WEIGHT` and `HEAD_BIAS`; if both lack these keys, as files of older versions
+    do, heads are merged without it. Raises MismatchError if shapes differ, or if Fisher information is of one head only
+    or of another shape; TrainingError as `interpolate` does.
 
-    Raises
-    ------
-    MismatchError
-        Shapes of the heads differ; or Fisher information is of one head only, or of another shape.
-    TrainingError
-        See `ft.merging.interpolate.interpolate`.
-
-    Examples
-    --------
     >>> one, three = (LinearHead(np.full((1, 1), x), np.full(1, x), ("cat",)) for x in (1.0, 3.0))
     >>> half, two = ({HEAD_WEIGHT: torch.full((1, 1), f), HEAD_BIAS: torch.full((1,), f)} for f in (0.5, 2.0))
-    >>> merged_head(one, [three], 0.3, [half, two])[0].item()
+    >>> merged_head(one, [three], 0.3, [half, two])[HEAD_WEIGHT].item()
     2.263157894736842
     """
     theta0, theta1 = head_state(first), soup([head_state(head) for head in tuned])
-    merged = interpolate(theta0, theta1, alpha, *fishers, floor=floor)
-    return merged[HEAD_WEIGHT].numpy(), merged[HEAD_BIAS].numpy()
+    return interpolate(theta0, theta1, alpha, *fishers, floor=floor)
+
+
+def recorded_head(
+    state: State,
+    used: Sequence[LinearHead],
+    encoder: OpenClipEncoder,
+    kind: str,
+    params: Json,
+    alpha: float | None = None,
+) -> LinearHead:
+    """A merged head, with the splits of the heads that it is made of in its provenance."""
+    provenance = Provenance(
+        head=kind,
+        params=params,
+        encoder_key=encoder_key(encoder),
+        text_digest=None,
+        classnames=list(used[0].classnames),
+        fitted_on=[entry for head in used for entry in head.provenance.fitted_on],
+        chosen_on=[entry for head in used for entry in head.provenance.chosen_on],
+        featcache=__version__,
+    )
+    weights, bias = state[HEAD_WEIGHT].numpy(), state[HEAD_BIAS].numpy()
+    return LinearHead(weights, bias, used[0].classnames, kind, provenance, alpha)
 
 
 def head_part(state: State) -> dict[str, torch.Tensor]:
@@ -138,7 +147,13 @@ def wise(
     others = [read_tuned(file, theta0) for file in files]
     theta1 = others[0] if len(others) == 1 else soup(others)
     fishers = [tower_part(read_state(path)) for path in fisher or ()]
-    record = _record(parent, files, fisher, floor)
+    record = {
+        "featcache": __version__,
+        "zero_shot": parent.account(),
+        "fine_tuned": [account_of(file) for file in files],
+        "fisher": [account_of(Path(path)) for path in fisher] if fisher else None,
+        "fisher_floor": floor if fisher else None,
+    }
     for alpha, target in targets.items():
         state = interpolate(theta0, theta1, alpha, *fishers, floor=floor)
         write_model_folder(parent.source, state, target, {**record, "alpha": alpha}, overwrite=overwrite)
@@ -158,8 +173,6 @@ def read_tuned(file: Path, theta0: State) -> dict[str, torch.Tensor]:
 def folder_name(alpha: float) -> str:
     """``alpha=0.500``: three decimals, more where the number has more.
 
-    Examples
-    --------
     >>> folder_name(0.5), folder_name(1), folder_name(0.0625)
     ('alpha=0.500', 'alpha=1.000', 'alpha=0.0625')
     """
@@ -197,13 +210,3 @@ def weights_of(parent: Parent, name: str | Path) -> Path:
             "preprocessing, or give the weights file itself to use the zero-shot model's configuration"
         )
     return weights_file(folder)
-
-
-def _record(parent: Parent, files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: float) -> Json:
-    return {
-        "featcache": __version__,
-        "zero_shot": parent.account(),
-        "fine_tuned": [account_of(file) for file in files],
-        "fisher": [account_of(Path(path)) for path in fisher] if fisher else None,
-        "fisher_floor": floor if fisher else None,
-    }

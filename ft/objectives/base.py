@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,16 +35,16 @@ class TrainingBatch:
         """Split the batch into at most `number` parts of nearly equal size."""
         number = min(number, len(self))
         cuts = np.linspace(0, len(self), number + 1).round().astype(int).tolist()
-        return [self._slice(slice(a, b)) for a, b in itertools.pairwise(cuts)] if number > 1 else [self]
-
-    def _slice(self, where: slice) -> "TrainingBatch":
-        return TrainingBatch(self.step, self.epoch, self.rows[where], self.images[where], self.labels[where])
+        return [
+            TrainingBatch(self.step, self.epoch, self.rows[a:b], self.images[a:b], self.labels[a:b])
+            for a, b in itertools.pairwise(cuts)
+        ]
 
 
 class Objective(Protocol):
     """The loss of fine-tuning, without regularisers."""
 
-    separable: ClassVar[bool]
+    separable: bool
     """Whether the loss of a batch is the mean over its parts, weighted by rows."""
 
     def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:

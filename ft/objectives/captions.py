@@ -14,24 +14,10 @@ from featcache.errors import PromptError
 
 
 class Captions:
-    """The captions of C classes.
+    """The captions of C classes; PromptError if a class has none.
 
-    Parameters
-    ----------
-    sentences : captions of each of C classes, at least one
+    `texts` are the K distinct captions, and `of_class` are C arrays of indices in them.
 
-    Attributes
-    ----------
-    texts : the K distinct captions
-    of_class : C arrays of indices in `texts`
-
-    Raises
-    ------
-    PromptError
-        A class has no caption.
-
-    Examples
-    --------
     >>> captions = Captions([["a cat"], ["a dog"], ["a cat"]], seed=0)
     >>> captions.texts, captions.draw(np.array([2, 1]), np.array([0, 1]), epoch=0).tolist()
     (['a cat', 'a dog'], [0, 1])

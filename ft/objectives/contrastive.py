@@ -20,13 +20,12 @@ contrastive learning (arXiv 2004.11362).
 
 import hashlib
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.errors import TrainingError
@@ -41,8 +40,6 @@ TEXT_BATCH = 256
 def caption_ids(captions: Sequence[str]) -> torch.Tensor:
     """Int64 ids (N,) of N captions, the same for equal captions in all processes (63 bits of blake2b).
 
-    Examples
-    --------
     >>> ids = caption_ids(["a cat", "a dog", "a cat"])
     >>> (ids[0] == ids[2]).item(), (ids[0] == ids[1]).item()
     (True, False)
@@ -61,8 +58,7 @@ def contrastive(
 
     Parameters
     ----------
-    image_features, text_features : (N, D)
-        Features of N pairs; normalised by the function.
+    image_features, text_features : (N, D), features of N pairs; normalised by the function
     logit_scale : s, exponentiated
     captions : (N,) int64, optional
         Equal for equal captions (`caption_ids`, or class labels if each class has one caption). None gives plain
@@ -125,12 +121,6 @@ class TextTower(Protocol):
     def logit_scale(self) -> torch.Tensor:
         """Scalar, exponentiated."""
 
-    def layers(self, part: str) -> dict[str, int]:
-        """Layer of each parameter of ``image`` or ``text``."""
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        """The parameter of that name."""
-
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Features (M, D) float32, not normalised, of token ids (M, L)."""
 
@@ -143,18 +133,19 @@ class OverPairs:
 
     Parameters
     ----------
+    trained : whether the text tower is trained
     sentences : captions of each of C classes
     labels : (N,) int64, labels of the whole data set
-    seed : seed of the drawn captions
     false_negatives : treat equal captions of other pairs as negatives, as plain InfoNCE does
     evaluated : prompts of the evaluated classifier, for each of C classes; default: `sentences`
     """
 
-    separable: ClassVar[bool] = False
+    separable = False
 
     def __init__(
         self,
         model: TextTower,
+        trained: bool,
         sentences: Sequence[Sequence[str]],
         labels: npt.NDArray[np.int64],
         seed: int,
@@ -166,7 +157,6 @@ class OverPairs:
         self._model, self._labels, self._false_negatives = model, labels, false_negatives
         self._tokens = model.encoder.tokenize(self._captions.texts)
         self._prompts = model.encoder.tokenize(self._evaluated.texts)
-        trained = any(model.get_parameter(name).requires_grad for name in model.layers("text"))
         self._fixed = None if trained else self._all_features(self._tokens)
 
     def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,6 @@
 """Cross entropy of a head, with label smoothing."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
 
     Parameters
     ----------
-    logits : (N, C)
-        With the logit scale.
+    logits : (N, C), with the logit scale
     labels : (N,) int64
     smoothing : ls in [0, 1)
 
@@ -49,7 +47,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
 class OverHead:
     """`cross_entropy` of a head's logits."""
 
-    separable: ClassVar[bool] = True
+    separable = True
 
     head: Head
     smoothing: float

@@ -10,17 +10,8 @@ from ft.regularizers.base import unit, wide
 class Head(nn.Module):
     """Logits ``scale W v + b`` (N, C) of image features (N, D), which the head normalises; float32 or wider.
 
-    Parameters
-    ----------
-    weights : (C, D), with the logit scale
-    bias : (C,)
-    scale : constant factor s, taken out of the weights
-    with_bias : whether there is a bias; if not, `bias` must be constant over classes
-
-    Raises
-    ------
-    TrainingError
-        Without a bias, `bias` would be lost.
+    `weights` (C, D) include the logit scale; the constant factor `scale` is taken out of them. Raises TrainingError if
+    `bias` (C,) differs between classes and would be lost, `with_bias` being off.
     """
 
     def __init__(self, weights: torch.Tensor, bias: torch.Tensor, scale: float = 1.0, with_bias: bool = True) -> None:

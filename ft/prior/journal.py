@@ -25,32 +25,24 @@ from featcache.store.manifest import begun_chunk_rows, read_header
 Rows = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float32]
 ATTEMPTS = 3
+UNUSED: dict[str, object] = {"encoder_name": "frozen", "classnames": [], "text_digests": []}
+UNUSED |= {"logit_scale": None, "logit_bias": None}
+"""Fields of a manifest that say nothing about a prior."""
 
 
 class PriorViews:
-    """Known features (N, D) of one view of every sample.
+    """Known features (N, D) of one view of every sample; StoreCorruptError if stored bytes differ from their checksums.
 
-    Parameters
-    ----------
-    path : folder of the store
-    identity : see `featcache.store.Manifest`
-    shape : (N, D)
-    name : name in listings
-    tidy : turn the journal of a killed run into chunks; only if no other process uses the store
-
-    Raises
-    ------
-    StoreCorruptError
-        Stored bytes differ from their checksums.
+    `tidy` turns the journal of a killed run into chunks, which is possible only if no other process uses the store.
     """
 
     def __init__(
         self, path: Path, identity: Mapping[str, object], shape: tuple[int, int], name: str, *, tidy: bool = True
     ) -> None:
         self.path, self._identity, self._shape, self._name = path, dict(identity), shape, name
-        self._journal = _Journal(path, shape)
+        self.journal = Journal(path, shape)
         self._store = self._finished()
-        if tidy and read_header(path) is not None and (self._journal.exists or self._store is None):
+        if tidy and read_header(path) is not None and (self.journal.exists or self._store is None):
             self.tidy()
             self._store = self._finished()
         if self._store is not None:
@@ -59,7 +51,7 @@ class PriorViews:
 
     def known(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether each row (n,) can be read."""
-        known: npt.NDArray[np.bool_] = self._in_store[rows] | self._journal.known[rows]
+        known: npt.NDArray[np.bool_] = self._in_store[rows] | self.journal.known[rows]
         return known
 
     def gather(self, rows: Rows) -> Features:
@@ -69,34 +61,23 @@ class PriorViews:
         if self._store is not None and stored.any():
             features[stored] = self._store.gather(rows[stored])
         if not stored.all():
-            features[~stored] = self._journal.read(rows[~stored])
+            features[~stored] = self.journal.read(rows[~stored])
         return features
 
     def record(self, rows: Rows, features: Features) -> None:
         """Write features (n, D) of some rows to the journal."""
-        if not self._journal.exists:
+        if not self.journal.exists:
             self._writer()  # writes the header of an unfinished store
-        self._journal.write(rows, features)
-
-    def refresh(self) -> None:
-        """Find the rows that other processes have recorded."""
-        self._journal.scan()
-
-    def flush(self) -> None:
-        """Flush recorded rows to disk."""
-        self._journal.flush()
+        self.journal.write(rows, features)
 
     def tidy(self) -> None:
         """Turn the journal into chunks, and the chunks into a finished store.
 
-        Raises
-        ------
-        StoreCorruptError
-            Chunks do not match their markers right after writing.
+        Raises StoreCorruptError if chunks do not match their markers right after writing.
         """
-        self._journal.scan()
-        if not self._journal.known.any() and self._finished() is not None:
-            self._journal.remove()
+        self.journal.scan()
+        if not self.journal.known.any() and self._finished() is not None:
+            self.journal.remove()
             return
         writer = self._writer()
         chunks = range(writer.rows_spec.n_chunks)
@@ -113,8 +94,9 @@ class PriorViews:
                 "that no other run records the same views"
             )
         recorded = sum(int(self._chunk(writer, "valid", chunk).sum()) for chunk in chunks)
-        writer.finalise({}, self._info(recorded), {"torch": torch.__version__, "threads": torch.get_num_threads()})
-        self._journal.remove()
+        info = {"name": self._name, "dim": self._shape[1], "recorded": recorded} | UNUSED
+        writer.finalise({}, info, {"torch": torch.__version__, "threads": torch.get_num_threads()})
+        self.journal.remove()
 
     def _finished(self) -> PriorStore | None:
         """The store, or None if it is unfinished."""
@@ -132,14 +114,14 @@ class PriorViews:
         else:
             features = np.full((len(rows), self._shape[1]), np.nan, dtype=np.float32)
             valid = np.zeros(len(rows), dtype=np.uint8)
-        new = self._journal.known[rows] & (valid == 0)
+        new = self.journal.known[rows] & (valid == 0)
         if done:
             if not new.any():
                 return
-            self._journal.write(rows[valid == 1], features[valid == 1])  # in case of a kill before the chunk is written
-            self._journal.flush()
+            self.journal.write(rows[valid == 1], features[valid == 1])  # in case of a kill before the chunk is written
+            self.journal.flush()
             writer.drop(chunk)
-        features[new], valid[new] = self._journal.read(rows[new]), 1
+        features[new], valid[new] = self.journal.read(rows[new]), 1
         writer.write_chunk(chunk, {"features": features, "valid": valid})
 
     def _chunk(self, writer: StoreWriter, name: str, chunk: int) -> npt.NDArray[Any]:
@@ -156,20 +138,8 @@ class PriorViews:
         key = f"{self.path.parent.name}/{self.path.name}"
         return StoreWriter(self.path, PriorStore.kind, key, self._identity, specs, {}, {}, verb="finetune")
 
-    def _info(self, recorded: int) -> dict[str, object]:
-        return {
-            "name": self._name,
-            "encoder_name": "frozen",
-            "classnames": [],
-            "text_digests": [],
-            "logit_scale": None,
-            "logit_bias": None,
-            "dim": self._shape[1],
-            "recorded": recorded,
-        }
 
-
-class _Journal:
+class Journal:
     """Rows in two memory-mapped sparse files, features and their checksums, shared by all writing processes."""
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:

@@ -1,17 +1,15 @@
 """Frozen prior v0: the initial tower's features of the augmented batch, computed online or read from a store.
 
 Lipsum, distillation and CAR-FT compare every batch with the initial tower on the same augmented pixels, which costs a
-forward pass, a quarter of the step. Views are deterministic (`featcache.encoding.augment`), so a second run with the
-same seed, tower, precision and augmentation sees the same views. With `StoredPrior` it reads the features of the first
-run, in float32, and follows the same trajectory bit for bit.
-
-There is one store per epoch, or a single one if all epochs show the same view, with one row per sample. Rows are first
-written to a journal, see `ft.prior.journal`.
+forward pass, a quarter of the step. Views are deterministic (`featcache.encoding.augment`): with `StoredPrior`, a
+second run with the same seed, tower, precision and augmentation reads the float32 features of the first, and follows
+the same trajectory bit for bit. A store holds one row per sample; there is one per epoch, or a single one if all epochs
+show the same view. Rows are first written to a journal, see `ft.prior.journal`.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -26,8 +24,11 @@ from ft.prior.journal import PriorViews, Rows
 Tower: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Prior(Protocol):
-    """Source of v0 for a training loop."""
+class OnlinePrior:
+    """v0 from a forward pass of the frozen tower, images to features (B, D), in every step."""
+
+    def __init__(self, tower: Tower) -> None:
+        self._tower = tower
 
     def features(self, rows: Rows, epoch: int, images: torch.Tensor) -> torch.Tensor:
         """Features (B, D) float32 of a batch under the frozen tower, not normalised, without gradient.
@@ -38,53 +39,27 @@ class Prior(Protocol):
         epoch : epoch of the views
         images : input of the trained tower
         """
+        with torch.no_grad():
+            return self._tower(images).float()
 
     def settle(self) -> None:
-        """Write pending features."""
+        """Write pending features, of which there are none here."""
 
     def close(self) -> None:
         """Store the recorded features; called once, after training."""
 
 
-class OnlinePrior:
-    """v0 from a forward pass of the frozen tower, images to features (B, D), in every step."""
-
-    def __init__(self, tower: Tower) -> None:
-        self._tower = tower
-
-    def features(self, rows: Rows, epoch: int, images: torch.Tensor) -> torch.Tensor:
-        """See `Prior.features`."""
-        with torch.no_grad():
-            return self._tower(images).float()
-
-    def settle(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-class StoredPrior:
+class StoredPrior(OnlinePrior):
     """v0 from a store. If rows of a batch are missing, the whole batch is computed, and those rows are recorded.
+
+    `read` and `computed` count the rows so far. Raises TrainingError if the root is not on a local disk.
 
     Parameters
     ----------
-    tower : function from images to features (B, D)
     identity : ``tower`` (with its precision), ``view`` (with its seed) and ``dataset``, from which the key is computed
     n_rows, dim : samples of the data set, and D
-    root : folder of all stores
     one_view : whether all epochs show the same view; they then share the store of epoch 0
-    stamps : (N,) int64, optional
-        Modification times of the samples. Files whose times have changed get another store.
-
-    Attributes
-    ----------
-    read, computed : rows read from the store, and computed by the tower
-
-    Raises
-    ------
-    TrainingError
-        The root is not on a local disk.
+    stamps : (N,) int64 modification times of the samples; files whose times have changed get another store
     """
 
     def __init__(
@@ -98,7 +73,8 @@ class StoredPrior:
         one_view: bool = False,
         stamps: Rows | None = None,
     ) -> None:
-        self._tower, self._shape = tower, (n_rows, dim)
+        super().__init__(tower)
+        self._shape = n_rows, dim
         self._one_view, self._epoch, self._stamps = one_view, -1, stamps
         self._encoder = {"tower": identity["tower"], "stored": "float32"}
         self._dataset = {key: value for key, value in identity.items() if key not in self._encoder} | {"rows": n_rows}
@@ -111,19 +87,18 @@ class StoredPrior:
         self.read = self.computed = 0
 
     def features(self, rows: Rows, epoch: int, images: torch.Tensor) -> torch.Tensor:
-        """See `Prior.features`."""
+        """See `OnlinePrior.features`."""
         self._record()
         views = self._views(0 if self._one_view else epoch)
         if self._one_view and epoch != self._epoch and rank_and_size()[1] > 1:
             wait()  # each epoch starts with the rows that all processes have recorded
-            views.refresh()
+            views.journal.scan()
         self._epoch = epoch
         known = views.known(rows)
         if known.all():
             self.read += len(rows)
             return torch.from_numpy(views.gather(rows)).to(images.device, non_blocking=True)
-        with torch.no_grad():
-            features = self._tower(images).float()
+        features = super().features(rows, epoch, images)
         self.computed += len(rows)
         new = torch.from_numpy(~known).to(features.device)
         self._waiting.append((views, rows[~known], features[new]))
@@ -135,14 +110,13 @@ class StoredPrior:
         """Write pending features; with several processes, call it before the barrier that precedes `close`."""
         self._record()
         for views in self._epochs.values():
-            views.flush()
+            views.journal.flush()
 
     def close(self) -> None:
         """Turn journals into stores; with several processes, call it in all of them after all have settled."""
         self.settle()
-        for views in self._epochs.values():
-            if rank_and_size()[0] == 0:
-                views.tidy()
+        for views in self._epochs.values() if rank_and_size()[0] == 0 else ():
+            views.tidy()
         self._epochs.clear()
 
     def _record(self) -> None:

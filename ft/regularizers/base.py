@@ -19,15 +19,12 @@ class Step:
 
     Parameters
     ----------
-    features : (N, D)
-        Features of the batch from the trained image tower, after its projection, not normalised.
-    frozen_features : (N, D)
-        Features of the same augmented pixels from the initial tower.
-    logits, frozen_logits : (N, C) of the trained and of the initial model
-    teacher_logits : (N, C) of a moving average of the trained model
+    features : (N, D), of the batch from the trained image tower, after its projection, not normalised
+    frozen_features : (N, D), of the same augmented pixels from the initial tower
+    logits, frozen_logits : (N, C), of the trained and of the initial model
+    teacher_logits : (N, C), of a moving average of the trained model
     paired : whether logits are those of N pairs (N, N), so that columns are predictions too
-    projection : (width, D)
-        The final projection of the trained image tower.
+    projection : (width, D), the final projection of the trained image tower
     parameters, initial_parameters : current and initial values of the trained parameters, by name
     """
 
@@ -50,10 +47,7 @@ class Step:
     def pair(self, trained: str, frozen: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Two fields, the second without gradient, both in float32 or wider.
 
-        Raises
-        ------
-        TrainingError
-            One of them is missing, or their shapes differ.
+        Raises TrainingError if one of them is missing, or their shapes differ.
         """
         now, then = self.need(trained), self.need(frozen)
         if now.shape != then.shape:
@@ -96,9 +90,6 @@ class Regularizer(ABC):
 
     needs: ClassVar[frozenset[str]]
     """Fields of `Step` that it uses."""
-
-    zero_at_start: ClassVar[bool]
-    """Whether value and gradient are zero for the initial model."""
 
     separable: ClassVar[bool]
     """Whether the term of a batch is the mean over its parts, weighted by rows."""

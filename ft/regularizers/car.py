@@ -1,16 +1,14 @@
 """Context-aware distillation: preserve the initial model's distribution over contexts for each image.
 
-With unit image features v (trained) and v0 (frozen), unit context features ``ctx`` (T, D), one per prompt template (the
-mean over the classes, as in text stores), and the exponentiated logit scale s:
-
 ``R = mean_n KL(softmax(s ctx v0_n) || softmax(s ctx v_n))``
 
-with the frozen model's distribution as the target.
+for unit image features v (trained) and v0 (frozen), unit context features ``ctx`` (T, D), one per prompt template (the
+mean over the classes, as in text stores), and the exponentiated logit scale s.
 
 Paper: Mao et al., Context-aware robust fine-tuning (arXiv 2211.16175).
 """
 
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 
@@ -21,8 +19,6 @@ from ft.regularizers.base import Constant, Regularizer, Setting, Step, kl_to_fro
 def context_divergence(v: torch.Tensor, v0: torch.Tensor, ctx: torch.Tensor, logit_scale: float) -> torch.Tensor:
     """R of unit features `v` and `v0` (N, D) and contexts (T, D), in nats.
 
-    Examples
-    --------
     >>> v, v0 = torch.tensor([[0.6, 0.8, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
     >>> ctx = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # v0 is equally near to both
     >>> round(context_divergence(v, v0, ctx, 100.0).item(), 4)  # 40 - ln 2
@@ -33,29 +29,17 @@ def context_divergence(v: torch.Tensor, v0: torch.Tensor, ctx: torch.Tensor, log
 
 
 class ContextDistillation(Regularizer):
-    """`context_divergence` of a step's features.
+    """`context_divergence` of a step's features, for context features `ctx` (T, D), which are normalised here.
 
-    Parameters
-    ----------
-    ctx : (T, D) tensor
-        Context features, such as a text store's ``ctx``; normalised by the class.
-    logit_scale : s, exponentiated
+    Raises TrainingError if there are fewer than two contexts, whose distribution would be constant.
 
-    Raises
-    ------
-    TrainingError
-        There are fewer than two contexts, whose distribution would be constant.
-
-    Examples
-    --------
     >>> step = Step(features=torch.tensor([[3.0, 4.0]]), frozen_features=torch.tensor([[6.0, 8.0]]))
     >>> ContextDistillation(torch.eye(2), 100.0)(step).item()
     0.0
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
-    zero_at_start: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
+    needs = frozenset({"features", "frozen_features"})
+    separable = True
 
     def __init__(self, ctx: torch.Tensor, logit_scale: float) -> None:
         if ctx.ndim != 2 or len(ctx) < 2:

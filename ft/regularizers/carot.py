@@ -14,7 +14,7 @@ Paper: Oh et al., Towards calibrated robust fine-tuning of vision-language model
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 
@@ -27,8 +27,6 @@ Share = Annotated[float, Range(0, 1)]
 def orthogonality(projection: torch.Tensor) -> torch.Tensor:
     """Frobenius norm of ``W^T W - I`` for W (width, D).
 
-    Examples
-    --------
     >>> orthogonality(torch.eye(3)[:, :2]).item(), orthogonality(2 * torch.eye(1)).item()
     (0.0, 3.0)
     """
@@ -40,15 +38,12 @@ def orthogonality(projection: torch.Tensor) -> torch.Tensor:
 class Orthogonality(Regularizer):
     """`orthogonality` of the image tower's final projection.
 
-    Examples
-    --------
     >>> Orthogonality()(Step(projection=2 * torch.eye(1))).item()
     3.0
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"projection"})
-    zero_at_start: ClassVar[bool] = False
-    separable: ClassVar[bool] = True
+    needs = frozenset({"projection"})
+    separable = True
 
     def __call__(self, step: Step) -> torch.Tensor:
         """The norm."""
@@ -72,9 +67,8 @@ class SelfDistillation(Regularizer):
     0.6931
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits", "teacher_logits"})
-    zero_at_start: ClassVar[bool] = True
-    separable: ClassVar[bool] = False
+    needs = frozenset({"logits", "teacher_logits"})
+    separable = False
 
     start: Share = 0.05
     decay: Share = 0.9
@@ -90,8 +84,6 @@ class SelfDistillation(Regularizer):
     def momentum(self, step: int, total: int) -> float:
         """Momentum m after update `step` (0, 1, ...) of `total`.
 
-        Examples
-        --------
         >>> [round(SelfDistillation().momentum(step, 1000), 3) for step in (0, 100, 200, 900)]
         [0.05, 0.475, 0.9, 0.9]
         """

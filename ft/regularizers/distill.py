@@ -8,7 +8,7 @@ Papers: Romero et al., FitNets (arXiv 1412.6550); Hinton et al., Distilling the 
 (arXiv 1503.02531).
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -20,8 +20,6 @@ from ft.regularizers.base import Regularizer, Step, kl_to_frozen, unit
 def cosine_distance(features: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:
     """Mean over rows of one minus the cosine of `features` and `frozen`, both (N, D), of any norm.
 
-    Examples
-    --------
     >>> cosine_distance(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 3.0], [0.0, 5.0]])).item()
     0.5
     """
@@ -31,8 +29,6 @@ def cosine_distance(features: torch.Tensor, frozen: torch.Tensor) -> torch.Tenso
 def logit_divergence(logits: torch.Tensor, frozen_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """``T^2 KL(softmax(frozen / T) || softmax(logits / T))``, mean over rows of (N, C), in nats.
 
-    Examples
-    --------
     >>> certain, even = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])
     >>> round(logit_divergence(even, certain).item(), 4)  # ln 2
     0.6931
@@ -41,28 +37,17 @@ def logit_divergence(logits: torch.Tensor, frozen_logits: torch.Tensor, temperat
 
 
 class FeatureDistillation(Regularizer):
-    """Distillation of the initial tower's image features.
+    """Distillation of the initial tower's image features: "mse" between features, or "cosine" between their directions.
 
-    Parameters
-    ----------
-    kind : {"mse", "cosine"}
-        Distance between features, or between their directions.
+    Raises TrainingError if `kind` is unknown.
 
-    Raises
-    ------
-    TrainingError
-        `kind` is unknown.
-
-    Examples
-    --------
     >>> step = Step(features=torch.tensor([[2.0, 0.0]]), frozen_features=torch.tensor([[0.0, 2.0]]))
     >>> FeatureDistillation("mse")(step).item(), FeatureDistillation("cosine")(step).item()
     (4.0, 1.0)
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
-    zero_at_start: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
+    needs = frozenset({"features", "frozen_features"})
+    separable = True
 
     def __init__(self, kind: Literal["mse", "cosine"] = "mse") -> None:
         if kind not in ("mse", "cosine"):
@@ -76,27 +61,17 @@ class FeatureDistillation(Regularizer):
 
 
 class LogitDistillation(Regularizer):
-    """Distillation of the initial model's predictions.
+    """Distillation of the initial model's predictions; TrainingError if the temperature is not positive.
 
-    Parameters
-    ----------
-    temperature : T > 0; larger values emphasise small probabilities, and T^2 preserves the scale of the gradient
+    A larger temperature T emphasises small probabilities, and T^2 preserves the scale of the gradient.
 
-    Raises
-    ------
-    TrainingError
-        The temperature is not positive.
-
-    Examples
-    --------
     >>> step = Step(logits=torch.tensor([[0.0, 0.0]]), frozen_logits=torch.tensor([[100.0, 0.0]]))
     >>> round(LogitDistillation()(step).item(), 4)
     0.6931
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits", "frozen_logits"})
-    zero_at_start: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
+    needs = frozenset({"logits", "frozen_logits"})
+    separable = True
 
     def __init__(self, temperature: Positive = 1.0) -> None:
         if not temperature > 0:

@@ -10,7 +10,6 @@ Paper: Li et al., Explicit inductive bias for transfer learning with convolution
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -24,13 +23,8 @@ def l2sp(
 ) -> torch.Tensor:
     """R of trained `parameters` against `initial` ones, matched by name.
 
-    Raises
-    ------
-    MismatchError
-        No parameter has an initial value, or one has another shape.
+    Raises MismatchError if no parameter has an initial value, or one has another shape.
 
-    Examples
-    --------
     >>> now, then = {"w": torch.tensor([1.0, 3.0]), "head": torch.tensor([2.0])}, {"w": torch.tensor([1.0, 1.0])}
     >>> l2sp(now, then).item(), l2sp(now, then, beta=0.5).item()
     (2.0, 3.0)
@@ -47,22 +41,15 @@ def l2sp(
 
 @dataclass
 class L2SP(Regularizer):
-    """`l2sp` of the parameters of a step.
+    """`l2sp` of the parameters of a step; `beta` weights the L2 term of new parameters.
 
-    Parameters
-    ----------
-    beta : weight of the L2 term of new parameters; 0 omits it
-
-    Examples
-    --------
     >>> step = Step(parameters={"w": torch.tensor([3.0])}, initial_parameters={"w": torch.tensor([1.0])})
     >>> L2SP()(step).item()
     2.0
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"parameters", "initial_parameters"})
-    zero_at_start: ClassVar[bool] = True  # except for new parameters
-    separable: ClassVar[bool] = True
+    needs = frozenset({"parameters", "initial_parameters"})
+    separable = True
 
     beta: float = 0.0
 

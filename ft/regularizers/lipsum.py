@@ -17,7 +17,7 @@ Paper: Nam et al., Lipsum-FT: Robust fine-tuning of zero-shot models using rando
 """
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Self
 
 import torch
 
@@ -32,18 +32,8 @@ BANK = 10_000
 
 
 def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_scale: float) -> torch.Tensor:
-    """R as a sum over texts.
+    """R as a sum over texts, for unit features `v`, `v0` (N, D) and `texts` (M, D), with an exponentiated scale.
 
-    Parameters
-    ----------
-    v, v0 : (N, D)
-        Unit image features, trained and frozen.
-    texts : (M, D)
-        Unit text features, without gradient.
-    logit_scale : s, exponentiated
-
-    Examples
-    --------
     >>> v, v0 = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> over_texts(v, v0, torch.eye(2), 1.0).item()  # (1 + 1) / (2 * 2)
     0.5
@@ -55,8 +45,6 @@ def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_sca
 def over_moment(v: torch.Tensor, v0: torch.Tensor, moment: torch.Tensor, logit_scale: float) -> torch.Tensor:
     """R as a quadratic form; equals `over_texts` for texts with second moment `moment` (D, D).
 
-    Examples
-    --------
     >>> v, v0 = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> over_moment(v, v0, second_moment(torch.eye(2)).matrix, 1.0).item()
     0.5
@@ -68,21 +56,16 @@ def over_moment(v: torch.Tensor, v0: torch.Tensor, moment: torch.Tensor, logit_s
 class Lipsum(Regularizer):
     """Lipsum regularisation; use `random`, `bank` or `exact` to make one.
 
-    Parameters
-    ----------
-    term : R of unit features v and v0 (N, D), from `over_texts` or `over_moment`
+    `term` computes R from unit features v and v0 (N, D), as `over_texts` and `over_moment` do.
 
-    Examples
-    --------
     >>> lipsum = Lipsum.exact(torch.eye(2), logit_scale=1.0)
     >>> step = Step(features=torch.tensor([[3.0, 0.0]]), frozen_features=torch.tensor([[0.0, 2.0]]))
     >>> lipsum(step).item()
     0.5
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
-    zero_at_start: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
+    needs = frozenset({"features", "frozen_features"})
+    separable = True
 
     def __init__(self, term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self._term = term
@@ -100,15 +83,10 @@ class Lipsum(Regularizer):
         context_length: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """New random texts in every step, as in the paper.
+        """`m` new random texts in every step, as in the paper; see `random_texts`.
 
-        Parameters
-        ----------
-        encode_text
-            Function from token ids (M, L) on the CPU to text features (M, D), not normalised; called without gradients.
-        logit_scale : s, exponentiated
-        sot, eot, length, context_length, generator : see `random_texts`
-        m : texts per step
+        `encode_text` maps token ids (M, L) on the CPU to text features (M, D), not normalised; it is called without
+        gradients.
         """
 
         def term(v: torch.Tensor, v0: torch.Tensor) -> torch.Tensor:
@@ -151,16 +129,13 @@ class Lipsum(Regularizer):
     ) -> Self:
         """Lipsum regularisation in one of the three modes.
 
+        Raises TrainingError if the mode is unknown, or ``random`` is given a bank.
+
         Parameters
         ----------
         mode : {"random", "bank", "exact"}
         m, length : texts per step, and random ids per text (``random``)
         bank : a stored bank, or the number of texts of a new one; default: 10,000 texts (``bank``, ``exact``)
-
-        Raises
-        ------
-        TrainingError
-            The mode is unknown, or ``random`` is given a bank.
         """
         if mode == "random" and bank is None:
             sot, eot, _, context = setting.special_tokens

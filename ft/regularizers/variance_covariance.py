@@ -13,7 +13,7 @@ Papers: RegFT (arXiv 2406.05432); Bardes et al., VICReg (arXiv 2105.04906).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -34,13 +34,8 @@ class VarianceCovarianceTerms(NamedTuple):
 def variance_covariance(features: torch.Tensor) -> VarianceCovarianceTerms:
     """Both terms of features (N, D); ``S`` equals ``numpy.cov(features, rowvar=False)``.
 
-    Raises
-    ------
-    TrainingError
-        There are fewer than two rows or columns.
+    Raises TrainingError if there are fewer than two rows or columns.
 
-    Examples
-    --------
     >>> terms = variance_covariance(torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
     >>> terms.variance.item(), terms.covariance.item()  # S is 2 everywhere
     (0.0, 4.0)
@@ -59,22 +54,15 @@ def variance_covariance(features: torch.Tensor) -> VarianceCovarianceTerms:
 
 @dataclass
 class VarianceCovariance(Regularizer):
-    """``a variance + b covariance`` over the batches of all processes.
+    """``a variance + b covariance`` over the batches of all processes; the defaults of both weights are RegFT's.
 
-    Parameters
-    ----------
-    variance, covariance : a and b; the defaults are RegFT's
-
-    Examples
-    --------
     >>> term = VarianceCovariance()(Step(features=torch.tensor([[0.0, 0.0], [2.0, 2.0]])))
     >>> round(term.item(), 6)
     0.08
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
-    zero_at_start: ClassVar[bool] = False
-    separable: ClassVar[bool] = False
+    needs = frozenset({"features"})
+    separable = False
 
     variance: float = 0.16
     covariance: float = 0.02

@@ -26,13 +26,7 @@ class _Average:
 
     @torch.no_grad()
     def update(self, state: State) -> None:
-        """Add a model to the average.
-
-        Raises
-        ------
-        MismatchError
-            Its keys or shapes differ from those of the average.
-        """
+        """Add a model to the average; MismatchError if its keys or shapes differ from those of the average."""
         check_shapes(shapes_of(self._averages), shapes_of(state), ("the average", "the new model"))
         weight = self._weight(self.count)
         for key, value in state.items():
@@ -54,12 +48,8 @@ class _Average:
     def resume(self, saved: State) -> None:
         """Continue from the result of `resume_state`.
 
-        Raises
-        ------
-        TrainingError
-            The state is not a result of `resume_state`.
-        MismatchError
-            The state belongs to another model.
+        Raises TrainingError if the state is not a result of `resume_state`; MismatchError if the state belongs to
+        another model.
         """
         if COUNT not in saved:
             raise TrainingError(f"no {COUNT!r} in the saved average; expected the result of resume_state()")
@@ -119,26 +109,14 @@ class SWA(_Average):
         super().__init__(state, lambda t: 1 / (t + 1))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Copy of the mean in the dtypes of the model.
-
-        Raises
-        ------
-        TrainingError
-            `update` has not been called.
-        """
+        """Copy of the mean in the dtypes of the model; TrainingError if `update` has not been called."""
         if not self.count:
             raise TrainingError("mean of no models; call update() at least once")
         return super().state_dict()
 
 
 class Teacher(_Average):
-    """The teacher of `ft.regularizers.carot.SelfDistillation`: a moving average that starts as the model itself.
-
-    Parameters
-    ----------
-    term : gives the interval and momentum of the average
-    total : updates of the run
-    """
+    """The teacher of `SelfDistillation` in a run of `total` updates: a moving average that starts as the model."""
 
     def __init__(self, state: State, term: SelfDistillation, total: int) -> None:
         self._every = term.every

@@ -5,7 +5,7 @@ sample id). A resumed run, and one with another number of processes or threads, 
 random state has to be saved. The last batch of an epoch may be smaller than the others, or left out (`drop_last`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 import xxhash
 
-from featcache.datasets.base import Dataset, Picture
+from featcache.datasets.base import Dataset
 from featcache.datasets.holdout import Subset
 from featcache.encoders.base import Batch
+from featcache.encoding.augment import View
 from featcache.encoding.pipeline import worked_batches
 from featcache.errors import EncoderError, ImageReadError, TrainingError
 from ft.distributed import Place, largest
@@ -23,29 +24,15 @@ from ft.objectives.base import Rows, TrainingBatch
 from heads.rows.few_shot import draw_shots
 from heads.rows.hashes import Hashes
 
-View = Callable[[Picture, int, str], Batch]
-
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows form the batch of each step.
+    """Which of `n` rows form the batch of each step; each process (`rank` of `world`) takes its slice of it.
 
-    Parameters
-    ----------
-    n : samples of the data set
-    batch_size : rows per step, over all processes
-    rank, world : this process and the number of processes; each takes its slice of the batch
-    drop_last
-        Leave out the incomplete last batch of an epoch. If False, only its rows beyond a multiple of the number of
-        processes are left out.
+    Without `drop_last`, an epoch ends with a smaller batch, and only its rows beyond a multiple of the number of
+    processes are left out. Raises TrainingError if a batch is larger than the data set and `drop_last` is set, or if
+    the processes cannot share it evenly.
 
-    Raises
-    ------
-    TrainingError
-        The batch is larger than the data set and `drop_last` is set, or the processes cannot share it evenly.
-
-    Examples
-    --------
     >>> Order(5, 2, seed=0, shuffle=False).rows(1), Order(5, 2, seed=0, shuffle=False).rows(2)
     ((0, array([2, 3])), (1, array([0, 1])))
     >>> Order(5, 2, seed=0, shuffle=False, drop_last=False).rows(2)
@@ -111,30 +98,16 @@ def refuse_multilabel(*datasets: Dataset | None) -> None:
 def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
     """`shots` samples of each class, the same that `heads.few_shot` draws from a store of the data set.
 
-    Raises
-    ------
-    HeadError
-        A class has fewer samples.
+    Raises HeadError if a class has fewer samples.
     """
     rows = draw_shots(dataset.index.labels, shots, seed, n_classes=len(dataset.index.classnames))
     return Subset(dataset, rows, f"{dataset.split}-{shots}shots-seed{seed}")
 
 
-def row_hash(content: bytes | memoryview) -> int:
-    """Hash of a sample's content, as in `featcache.store.ImageStore.row_hashes`."""
-    return int.from_bytes(xxhash.xxh3_128_digest(content)[:8], "little")
-
-
 class TrainedRows:
-    """Hashes of the samples that a run has trained on, over all its processes and restarts.
+    """Hashes of those of `n` samples that a run has trained on, over all its processes and restarts.
 
-    Parameters
-    ----------
-    n : samples of the data set
-
-    Attributes
-    ----------
-    before : sorted hashes from before the run was resumed; None if it kept none
+    `before` holds the sorted hashes from before the run was resumed; None if it kept none.
     """
 
     def __init__(self, n: int) -> None:
@@ -144,7 +117,8 @@ class TrainedRows:
     def add(self, row: int, content: bytes | memoryview) -> None:
         """Record the hash of a sample that was read."""
         if not self._read[row]:
-            self._found[row], self._read[row] = row_hash(content), True
+            digest = xxhash.xxh3_128_digest(content)  # its first half, as in `featcache.store.ImageStore.row_hashes`
+            self._found[row], self._read[row] = int.from_bytes(digest[:8], "little"), True
 
     def share(self, place: Place) -> None:
         """Add the samples that other processes have read."""
@@ -171,10 +145,7 @@ def training_batches(
 ) -> Iterator[TrainingBatch]:
     """The batches of some steps, in order, with `ahead` batches prepared in advance; `trained` records their rows.
 
-    Raises
-    ------
-    ImageReadError
-        An image cannot be read or decoded. It is not skipped, since training without it would be a different run.
+    Raises ImageReadError if an image cannot be read or decoded: training without it would be a different run.
     """
     labels, ids = torch.from_numpy(dataset.index.labels), dataset.index.ids
 

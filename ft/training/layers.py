@@ -9,22 +9,15 @@ PLACE = re.compile(
     r"(?:^|\.)(?:(?P<embedding>patch_embed|stem)|(?:resblocks|blocks|block|layers|layer|stages)\.(?P<block>\d+)"
     r"|layer(?P<stage>\d+))\."
 )
-LAST = ("ln_post", "proj", "attnpool", "attn_pool", "fc_norm", "norm", "head", "final_conv", "text_projection")
-LAST_OF_TEXT = ("ln_final", "final_layer_norm")
-LAST_OF_ALL = ("logit_scale", "logit_bias")
+LAST = {"ln_post", "proj", "attnpool", "attn_pool", "fc_norm", "norm", "head", "final_conv", "text_projection"}
+LAST |= {"ln_final", "final_layer_norm", "logit_scale", "logit_bias"}
 
 
 def depths(names: Iterable[str]) -> dict[str, int]:
     """Layer of each parameter of one tower: 0 for the embedding, 1 to L for the blocks, L + 1 for the rest.
 
-    Stages count as blocks (ResNets, ConvNeXt, Swin, FastViT).
+    Names are those of open_clip, timm or transformers. Stages count as blocks (ResNets, ConvNeXt, Swin, FastViT).
 
-    Parameters
-    ----------
-    names : parameter names of one tower in open_clip, timm or transformers
-
-    Examples
-    --------
     >>> depths(["conv1.weight", "transformer.resblocks.0.ln_1.bias", "transformer.resblocks.1.ln_1.bias", "proj"])
     {'conv1.weight': 0, 'transformer.resblocks.0.ln_1.bias': 1, 'transformer.resblocks.1.ln_1.bias': 2, 'proj': 3}
     >>> depths(["trunk.patch_embed.proj.weight", "trunk.blocks.0.attn.proj.weight", "trunk.norm.weight"])
@@ -34,10 +27,9 @@ def depths(names: Iterable[str]) -> dict[str, int]:
     """
     places = {name: _place(name) for name in names}
     last = max((place for place in places.values() if place is not None), default=0) + 1
-    after = (*LAST, *LAST_OF_TEXT, *LAST_OF_ALL)
     found = {}
     for name, place in places.items():
-        outside = last if any(part in after for part in name.split(".")) else 0
+        outside = 0 if LAST.isdisjoint(name.split(".")) else last
         found[name] = outside if place is None else place
     return found
 
@@ -45,8 +37,6 @@ def depths(names: Iterable[str]) -> dict[str, int]:
 def lr_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     """Factor on the learning rate, ``decay ** (distance from the output)``, of each parameter of one tower.
 
-    Examples
-    --------
     >>> lr_factors(["conv1.weight", "transformer.resblocks.0.ln_1.bias", "proj"], 0.5)
     {'conv1.weight': 0.25, 'transformer.resblocks.0.ln_1.bias': 0.5, 'proj': 1.0}
     """

@@ -5,8 +5,8 @@ uninterrupted run does on the same device, with the same number of threads and p
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -22,7 +22,7 @@ from featcache.processes import wait
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import BEST, LAST, LOG, START, head_path
 from ft.checkpoints.state import Json
-from ft.distributed import Place, processes
+from ft.distributed import processes
 from ft.training.averages import EMA, SWA
 from ft.training.data import refuse_multilabel, training_batches
 from ft.training.options import FinetuneOptions
@@ -87,10 +87,7 @@ class FinetuneResult:
 def open_split(spec: str, labels: str = "names") -> Dataset:
     """Open ``DATASET:SPLIT``, as in ``digits:val`` or ``imagefolder:DIR:val``.
 
-    Raises
-    ------
-    TrainingError
-        `spec` names no split.
+    Raises TrainingError if `spec` names no split.
     """
     data, _, split = spec.rpartition(":")
     if not data:
@@ -140,26 +137,20 @@ def finetune(
     refuse_multilabel(dataset, validation)
     folder = Path(out)
     is_new = not folder.exists()
-    with processes(settings.get("device")) as place, _own_randomness(place):
-        if place.first:
-            open_folder(folder, settings.get("overwrite", False))
-        wait()
-        try:
-            run = prepare(dataset, validation, model, pretrained, chosen, place, settings.get("root"))
-        except FeatcacheError:
-            if is_new:
-                with suppress(OSError):  # removes only an empty folder
-                    folder.rmdir()
-            raise
-        return _Loop(run, folder, settings.get("progress") or Silent()).train()
-
-
-@contextmanager
-def _own_randomness(place: Place) -> Iterator[None]:
-    """Restore the state of torch's random generators afterwards; every update seeds them."""
-    devices = [torch.device(place.device)] if place.device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    with processes(settings.get("device")) as place:
+        devices = [torch.device(place.device)] if place.device.startswith("cuda") else []
+        with torch.random.fork_rng(devices=devices):  # every update seeds torch's generators
+            if place.first:
+                open_folder(folder, settings.get("overwrite", False))
+            wait()
+            try:
+                run = prepare(dataset, validation, model, pretrained, chosen, place, settings.get("root"))
+            except FeatcacheError:
+                if is_new:
+                    with suppress(OSError):  # removes only an empty folder
+                        folder.rmdir()
+                raise
+            return _Loop(run, folder, settings.get("progress") or Silent()).train()
 
 
 class _Loop:
@@ -194,7 +185,7 @@ class _Loop:
         batches = training_batches(run.dataset, run.view, run.order, steps, device, self.workers, ahead, run.trained)
         try:
             if state.step == 0 and self.options.eval_start and run.val is not None:
-                self._validate_start(run.val)
+                self._validate(run.val)
             for batch in batches:
                 self.ledger.add(self.stepper.update(batch, run.rate(batch.step)))
                 state.step += 1
@@ -233,19 +224,18 @@ class _Loop:
     def _between(self) -> None:
         """Log, validate and save if due; losses are always checked before anything is validated or saved."""
         run, state, average = self.run, self.state, self.run.average
-        validating = self._due(self.options.eval_every) and run.val is not None
+        val = run.val if self._due(self.options.eval_every) else None
         saving, kept = self._due(self.options.save_every), self._kept()
-        if not (validating or saving or kept or self._due(self.options.log_every)):
+        if val is None and not (saving or kept or self._due(self.options.log_every)):
             return
         self._log(self._read_ledger())
         run.trained.share(self.place)
         averaged = average.state_dict() if average is not None and average.count else None
         with self.stepper.model.holding(averaged):
-            metrics = self._validate(run.val) if validating and run.val is not None else None
-            if saving and self.place.first:
-                write_model(run, self.out, LAST, state.step, metrics)
-            if kept and self.place.first:
-                write_model(run, self.out, kept, state.step, metrics)
+            metrics = None if val is None else self._validate(val)
+            for name in (LAST if saving else None, kept):
+                if name and self.place.first:
+                    write_model(run, self.out, name, state.step, metrics)
         if saving and self.place.first:
             state.seconds = time.monotonic() - self._began
             write_resume(self.out / RESUME, self.stepper, average, state, run.identity)
@@ -256,12 +246,6 @@ class _Loop:
         epoch, rest = divmod(self.state.step, self.run.order.steps_per_epoch)
         every = self.options.keep_every
         return f"checkpoint_{epoch}" if every and not rest and epoch % every == 0 else None
-
-    def _validate_start(self, val: Dataset) -> None:
-        """Evaluate the initial model, which is never chosen as the best."""
-        metrics, _ = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
-        self._log({"step": 0, "val": metrics})
-        self.state.history.append({"step": 0, **metrics})
 
     def _due(self, every: int) -> bool:
         step = self.state.step
@@ -277,14 +261,14 @@ class _Loop:
         return record | {"epoch": self.state.step / self.run.order.steps_per_epoch, "seconds": round(seconds, 3)}
 
     def _validate(self, val: Dataset) -> dict[str, float]:
-        """Evaluate on the selection split; save the model if it is the best so far."""
+        """Evaluate on the selection split; save the model if it is the best so far, except the initial one."""
         state = self.state
         metrics, features = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
         self._log({"step": state.step, "val": metrics})
         value = metrics["accuracy"] if self.options.select == "accuracy" else -metrics["nll"]
         better = state.best is None or value > state.best or (value == state.best and metrics["nll"] < state.best_nll)
         state.history.append({"step": state.step, **metrics})
-        if better:
+        if better and state.step:
             state.best, state.best_step = value, state.step
             if self.place.first:
                 write_model(self.run, self.out, BEST, state.step, metrics)

@@ -35,14 +35,7 @@ UPDATED = re.compile(r"(?:^|\.)parametrizations\.(\w+)\.(original|0\.\w+)$")
 
 
 class LowRank(nn.Module):
-    """Parametrisation ``W0 -> W0 + scale B A`` of a matrix (M, D), or of some of the blocks stacked in its rows.
-
-    Parameters
-    ----------
-    weight : (M, D) tensor
-    blocks : which of the equal blocks of rows are updated
-    generator : draws A
-    """
+    """Parametrisation ``W0 -> W0 + scale B A`` of a matrix (M, D), or of some of the equal `blocks` of its rows."""
 
     def __init__(
         self, weight: torch.Tensor, rank: int, scale: float, blocks: Sequence[bool], generator: torch.Generator
@@ -66,20 +59,16 @@ class LowRank(nn.Module):
 
 
 def adapt(model: nn.Module, towers: Sequence[str], targets: Sequence[str], rank: int, scale: float, seed: int) -> None:
-    """Add trainable low-rank updates to matrices of the towers.
+    """Add trainable low-rank updates to matrices of the towers of an open_clip model; the keys of its state dict stay.
+
+    Raises TrainingError if a tower has no such matrices, or one that is smaller than the rank.
 
     Parameters
     ----------
-    model : an open_clip model, changed in place; the keys of its state dict stay the same
     towers : "image", "text" or both
     targets : names in `TARGETS`
     scale : alpha / r
     seed : seed of A
-
-    Raises
-    ------
-    TrainingError
-        A tower has no such matrices, or one that is smaller than the rank.
     """
     generator = torch.Generator().manual_seed(seed)
     for tower in towers:
@@ -103,8 +92,6 @@ def adapt(model: nn.Module, towers: Sequence[str], targets: Sequence[str], rank:
 def is_factor(name: str) -> bool:
     """Whether a parameter is one of the factors A and B.
 
-    Examples
-    --------
     >>> is_factor("clip.visual.attn.parametrizations.in_proj_weight.0.lora_A"), is_factor("clip.visual.proj")
     (True, False)
     """

@@ -26,12 +26,7 @@ Encode: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Trainable(nn.Module):
-    """Both towers of an encoder and a head; only the parts being trained require gradients.
-
-    Parameters
-    ----------
-    encoder : its model is trained in place
-    """
+    """Both towers of an encoder, trained in place, and a head; only the parts being trained require gradients."""
 
     def __init__(self, encoder: OpenClipEncoder, head: Head | None, options: FinetuneOptions) -> None:
         super().__init__()
@@ -87,13 +82,7 @@ class Trainable(nn.Module):
 
     @property
     def projection(self) -> torch.Tensor:
-        """The final projection (width, D) of the image tower.
-
-        Raises
-        ------
-        TrainingError
-            The tower has none.
-        """
+        """The final projection (width, D) of the image tower; TrainingError if the tower has none."""
         for name, inputs_first in PROJECTIONS:
             found: torch.Tensor | None = dict(self.encoder.model.visual.named_parameters()).get(name)
             if found is not None:
@@ -183,8 +172,6 @@ class Frozen:
 def part_of(name: str) -> str:
     """Part of the model that a parameter is in: ``image``, ``text``, ``head`` or ``logit_scale``.
 
-    Examples
-    --------
     >>> part_of("clip.visual.proj"), part_of("clip.logit_scale"), part_of("head.weight"), part_of("clip.ln_final.bias")
     ('image', 'logit_scale', 'head', 'text')
     """

@@ -10,29 +10,14 @@ from ft.training.model import Trainable, part_of
 from ft.training.options import FinetuneOptions
 from heads.solvers.schedule import cosine, wise_ft_schedule
 
-OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-
 
 def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
     """Learning rate of Lipsum-FT (arXiv 2404.00860): linear warm-up over 10 % of the run, cosine over 90 %.
 
-    With ``W = floor(0.1 n_iters)`` and ``K = floor(0.9 n_iters)``: ``lr t / W`` for t < W, else
-    ``lr (1 + cos(pi min(t - W, K) / K)) / 2``. The rate of the first update is exactly 0, and so are all rates
-    from step ``W + K`` on.
+    With ``W = floor(0.1 n_iters)`` and ``K = floor(0.9 n_iters)``: ``lr t / W`` for step t < W, else
+    ``lr (1 + cos(pi min(t - W, K) / K)) / 2``. The rate of the first update (t = 0) is exactly 0, and so are all rates
+    from step ``W + K`` on. Raises TrainingError if the step is negative, or the run has fewer than two updates.
 
-    Parameters
-    ----------
-    step : updates t made before this one
-    lr : peak learning rate
-    n_iters : updates of the run, at least 2
-
-    Raises
-    ------
-    TrainingError
-        The step is negative, or the run has fewer than two updates.
-
-    Examples
-    --------
     >>> [lipsum_schedule(step, 1e-5, 5000) for step in (0, 250, 500, 5000)]
     [0.0, 5e-06, 1e-05, 0.0]
     """
@@ -70,14 +55,9 @@ def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Op
         {"params": [parameters[name] for name in names if factors[name] == factor], "factor": factor}
         for factor in sorted(set(factors.values()))
     ]
-    return OPTIMIZERS[options.optimizer](
-        groups,
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,  # one pass over each tensor instead of ten
-    )
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+    # fused: one pass over each tensor instead of ten
+    return kind(groups, options.lr, options.betas, options.eps, options.weight_decay, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -24,10 +24,7 @@ from heads.rows.hashes import Hashes
 def open_folder(out: Path, overwrite: bool) -> None:
     """Prepare the folder of a run: create it, or check that it is empty or holds a run to resume.
 
-    Raises
-    ------
-    TrainingError
-        The folder holds other files.
+    Raises TrainingError if the folder holds other files.
     """
     if out.exists() and not (out.is_dir() and ((out / OPTIONS).exists() or _is_empty(out))):
         raise TrainingError(f"{out} exists and is not the folder of a run; name another --out")
@@ -67,13 +64,7 @@ def write_options(run: Run, out: Path) -> None:
 
 
 def write_model(run: Run, out: Path, name: str, step: int, metrics: Mapping[str, float] | None) -> None:
-    """Write the current model to the folder ``out/NAME``, and its head.
-
-    Raises
-    ------
-    HeadError
-        Weights are not finite.
-    """
+    """Write the current model to the folder ``out/NAME``, and its head; HeadError if weights are not finite."""
     record = {
         "featcache": __version__,
         "from": run.encoder.name,
@@ -137,10 +128,7 @@ def before_after(run: Run, history: Sequence[Json]) -> list[Json]:
 class Log:
     """``log.jsonl``: one JSON object per line, each with a ``step``.
 
-    Parameters
-    ----------
-    after
-        Step from which a run resumes. Later records of the killed run are dropped, and so is an incomplete last line.
+    Records later than step `after`, from which a killed run resumes, and an incomplete last line are dropped.
     """
 
     def __init__(self, path: Path, after: int) -> None:
@@ -164,13 +152,7 @@ class Log:
 
 
 class TensorBoardLog:
-    """The same records as TensorBoard scalars.
-
-    Raises
-    ------
-    MissingExtraError
-        tensorboard is not installed.
-    """
+    """The same records as TensorBoard scalars; MissingExtraError if tensorboard is not installed."""
 
     def __init__(self, folder: Path, after: int) -> None:
         try:

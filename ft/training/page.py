@@ -15,6 +15,7 @@ from heads.report.web import Background, write_page
 
 MEASURES = {"accuracy": ("top1", "Accuracy (%)", 100.0), "nll": ("nll", "NLL (nats)", 1.0)}
 CURVES = {"lr": "learning rate", "gradient_norm": "norm of the gradient"}
+ORIGIN = ("featcache", "start", "dataset", "val", "processes")
 OWN_SPLIT = (
     "Calibration, classes and confusions are those of update {} on {}. This split chose the update, and the new "
     "temperature was fitted on it: expect worse results on other data."
@@ -22,14 +23,10 @@ OWN_SPLIT = (
 
 
 def write_run_page(folder: str | Path, val: Dataset | None = None) -> Path:
-    """Write ``report.html`` into the folder of a run.
+    """Write ``report.html`` into the folder of a run, from its ``log.jsonl`` and ``options.json``.
 
-    It has a row per evaluation, curves of losses and metrics, and results of the best checkpoint by class.
-
-    Parameters
-    ----------
-    folder : folder of the run, with ``log.jsonl`` and ``options.json``
-    val : selection split, for the results by class
+    It has a row per evaluation, curves of losses and metrics, and with the selection split `val` the results of the
+    best checkpoint by class.
     """
     folder = Path(folder)
     options: Json = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
@@ -46,11 +43,14 @@ def write_run_page(folder: str | Path, val: Dataset | None = None) -> Path:
     details = [] if val is None else best_details(folder, val)
     notes = [] if rows else ["There is no selection split, so nothing was evaluated; give one with --val."]
     notes += [OWN_SPLIT.format(f"{best_step(folder):,}", name)] if details else []
+    origin = {key: _text(options[key]) for key in ORIGIN if options.get(key)}
+    shown = {key: value for key, value in options["options"].items() if value not in (None, "", [], {})}
+    settings = {key.replace("_", " "): _text(value) for key, value in shown.items()}
     background = Background(
         notes=notes,
         details=details,
         curves=list(_curves(steps, judged)),
-        facts={"Cost": _cost(steps, options), "Options": _texts(options["options"]), "Provenance": _origin(options)},
+        facts={"Cost": _cost(steps, options), "Options": settings, "Provenance": origin},
     )
     return write_page(rows, folder / PAGE, title=title, background=background)
 
@@ -99,19 +99,9 @@ def _cost(steps: Mapping[int, Json], options: Json) -> dict[str, str]:
     return facts
 
 
-def _texts(values: Mapping[str, object]) -> dict[str, str]:
-    return {key.replace("_", " "): _text(value) for key, value in values.items() if value not in (None, "", [], {})}
-
-
 def _text(value: object) -> str:
     if isinstance(value, Mapping):
         return "; ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _origin(options: Json) -> dict[str, str]:
-    return {
-        key: _text(options[key]) for key in ("featcache", "start", "dataset", "val", "processes") if options.get(key)
-    }

@@ -7,15 +7,12 @@ from pathlib import Path
 import torch
 
 from featcache.datasets.base import Dataset
-from featcache.encoders import encoder_for
-from featcache.encoding.augment import make_view
 from featcache.encoding.pipeline import default_workers
-from ft.checkpoints.parents import load_open_clip
 from ft.checkpoints.state import State
 from ft.distributed import Place
 from ft.training.data import few_shots, refuse_multilabel, training_batches
 from ft.training.options import FinetuneOptions
-from ft.training.setup import RunSetting, make_order, make_stepper
+from ft.training.setup import RunSetting, load_model, make_order, make_stepper
 
 MEASURED = 2
 """Updates made to measure the speed; the first is not timed."""
@@ -55,25 +52,16 @@ def plan_finetuning(
 ) -> FinetunePlan:
     """Plan a run of `ft.finetune` by making two updates, which are thrown away.
 
-    Raises
-    ------
-    FeatcacheError
-        The model, data or options do not exist or do not fit together.
+    Raises FeatcacheError if the model, data or options do not exist or do not fit together.
     """
     refuse_multilabel(dataset, val)
     if options.shots:
         dataset = few_shots(dataset, options.shots, options.seed)
     place = Place(0, 1, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    encoder = load_open_clip(
-        model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
-    )
+    encoder, view = load_model(model, pretrained, dataset, options, place)
     size = _nbytes(encoder.model.state_dict())
-    order = make_order(len(dataset.index), options, place)
-    updates = options.steps or (options.epochs or 0) * order.steps_per_epoch
+    order, updates = make_order(len(dataset.index), options, place)
     plain = replace(options, head="zeros", regularizers={})  # a fitted head or a regulariser may need a store
-    view = make_view(
-        options.augment, encoder_for(dataset, encoder) if options.augment == "none" else encoder, options.seed
-    )
     stepper = make_stepper(RunSetting(encoder, dataset, plain, root), plain, view, "", updates)
     workers, seconds = options.workers or default_workers(), 0.0
     with torch.random.fork_rng(devices=[]):

@@ -27,15 +27,7 @@ FORMAT = "featcache-finetune-1"
 
 @dataclass
 class Progression:
-    """Progress of a run.
-
-    Parameters
-    ----------
-    step : updates made
-    best, best_step : best value of the metric on the selection split, and its step
-    seconds : running time, over all restarts
-    history : metrics on the selection split
-    """
+    """Updates made, best value on the selection split and its step, seconds over all restarts, and all metrics."""
 
     step: int = 0
     best: float | None = None
@@ -59,7 +51,9 @@ def write_resume(
         "identity": dict(identity),
         "scaler": stepper.scaler.state_dict(),
     }
-    state = _prefixed("model", stepper.model.trained()) | _optimizer_state(stepper)
+    state = _prefixed("model", stepper.model.trained())
+    for name, parameter in stepper.parameters.items():  # a parameter without a gradient so far has no state
+        state |= _prefixed(f"optimizer/{name}", stepper.optimizer.state.get(parameter, {}))
     if stepper.teacher is not None:
         state |= _prefixed("teacher", stepper.teacher.resume_state())
     if average is not None:
@@ -70,12 +64,7 @@ def write_resume(
 def read_resume(path: Path, identity: Json) -> tuple[Json, dict[str, torch.Tensor]] | None:
     """The record and the tensors of a state file; None if it does not exist.
 
-    Raises
-    ------
-    MismatchError
-        It was saved by a run with other options, data or model.
-    TrainingError
-        It cannot be read.
+    Raises MismatchError if it was saved by a run with other options, data or model; TrainingError if it cannot be read.
     """
     if not path.exists():
         return None
@@ -116,13 +105,7 @@ def _same(known: Json, differing: list[str]) -> str:
 
 
 def restore(stepper: Stepper, average: EMA | SWA | None, record: Json, tensors: State) -> Progression:
-    """Restore a saved state.
-
-    Raises
-    ------
-    MismatchError
-        Its tensors do not match the model.
-    """
+    """Restore a saved state; MismatchError if its tensors do not match the model."""
     groups = {key: _unprefixed(key, tensors) for key in ("model", "optimizer", "average", "teacher")}
     check_shapes(shapes_of(stepper.model.trained()), shapes_of(groups["model"]), ("the model", "the saved state"))
     stepper.model.take(groups["model"])
@@ -141,15 +124,6 @@ def _prefixed(prefix: str, state: State) -> dict[str, torch.Tensor]:
 
 def _unprefixed(prefix: str, state: State) -> dict[str, torch.Tensor]:
     return {name.removeprefix(f"{prefix}/"): value for name, value in state.items() if name.startswith(f"{prefix}/")}
-
-
-def _optimizer_state(stepper: Stepper) -> dict[str, torch.Tensor]:
-    """``optimizer/NAME/exp_avg`` and so on; parameters that have had no gradient have no state."""
-    return {
-        f"optimizer/{name}/{key}": value
-        for name, parameter in stepper.parameters.items()
-        for key, value in stepper.optimizer.state.get(parameter, {}).items()
-    }
 
 
 def _restore_optimizer(stepper: Stepper, saved: State) -> None:

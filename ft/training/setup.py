@@ -31,7 +31,7 @@ from ft.objectives.base import Objective
 from ft.objectives.contrastive import OverPairs
 from ft.objectives.cross_entropy import OverHead
 from ft.objectives.head import Head
-from ft.prior.prior import OnlinePrior, Prior, StoredPrior
+from ft.prior.prior import OnlinePrior, StoredPrior
 from ft.regularizers import REGULARIZERS
 from ft.regularizers.carot import SelfDistillation
 from ft.training.averages import EMA, SWA, Teacher
@@ -45,17 +45,8 @@ from heads.fitted.provenance import SplitRecord
 
 UNTRACKED = ("workers", "log_every", "tensorboard", "prior", "eval_start", "keep_every")
 """Options that change no weights, so that a resumed run may change them."""
-LATER = (
-    "drop_last",
-    "shots",
-    "objective_weight",
-    "eval_templates",
-    "eval_names",
-    "lora_rank",
-    "lora_alpha",
-    "lora_tower",
-    "lora_targets",
-)
+LATER: tuple[str, ...] = ("drop_last", "shots", "objective_weight", "eval_templates", "eval_names")
+LATER += ("lora_rank", "lora_alpha", "lora_tower", "lora_targets")
 """Options that older versions do not know; recorded only where they differ from the default."""
 
 PROBES = {name: kind for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images"}
@@ -68,9 +59,8 @@ class Run:
     Parameters
     ----------
     source : model folder, or the model's configuration, for `ft.checkpoints.folder.write_model_folder`
-    trained_on, selected_on : name, split and digests of the training and the selection split, for provenance
+    trained_on, selected_on : see `split_record`
     rate : learning rate as a function of the step 0, 1, ...
-    total : updates of the run
     identity : options, model and data that a resumed run must share with the saved one to continue bit for bit
     trained : rows trained on so far
     """
@@ -112,31 +102,21 @@ def prepare(
 ) -> Run:
     """Load the model and build everything else.
 
-    Raises
-    ------
-    FeatcacheError
-        The model, head, data or options do not exist or do not fit together.
+    Raises FeatcacheError if the model, head, data or options do not exist or do not fit together.
     """
     trained_on, selected_on = split_record(dataset, root), None if val is None else split_record(val, root)
     if options.shots:
         dataset = few_shots(dataset, options.shots, options.seed)
         trained_on["sample"] = {"shots": options.shots, "seed": options.seed}
     if options.batch_norm and place.world > 1:
-        raise TrainingError(
-            "batch_norm: several processes would each normalise their own share of a batch; leave it off"
-        )
+        raise TrainingError("batch_norm: each of several processes would normalise its own share; leave it off")
     if val is not None and selected_on is not None:
         if val.index.classnames != dataset.index.classnames:
             raise MismatchError(f"val {val.name}/{val.split} has other classes than {dataset.name}/{dataset.split}")
         if selected_on["dataset_key"] == trained_on["dataset_key"]:
             raise TrainingError(f"val {val.name}/{val.split} is the training split; expected images that are held out")
-    encoder = load_open_clip(
-        model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
-    )
-    order = make_order(len(dataset.index), options, place)
-    total = options.steps or (options.epochs or 0) * order.steps_per_epoch
-    plain = encoder_for(dataset, encoder) if options.augment == "none" else encoder
-    view = make_view(options.augment, plain, options.seed)
+    encoder, view = load_model(model, pretrained, dataset, options, place)
+    order, total = make_order(len(dataset.index), options, place)
     samples = split_record(dataset, root)
     identity = _tracked(options) | {
         "model": [encoder.image_identity["weights"], encoder.text_digest],
@@ -172,13 +152,21 @@ def prepare(
     )
 
 
-def make_order(n: int, options: FinetuneOptions, place: Place) -> Order:
-    """The batches of a run on `n` images.
+def load_model(
+    model: str, pretrained: str | None, dataset: Dataset, options: FinetuneOptions, place: Place
+) -> tuple[OpenClipEncoder, View]:
+    """The initial model of a run, and the augmentation of its images."""
+    encoder = load_open_clip(
+        model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
+    )
+    plain = encoder_for(dataset, encoder) if options.augment == "none" else encoder
+    return encoder, make_view(options.augment, plain, options.seed)
 
-    Raises
-    ------
-    TrainingError
-        The batch size does not suit the data set, the processes, the micro-batches or a regulariser.
+
+def make_order(n: int, options: FinetuneOptions, place: Place) -> tuple[Order, int]:
+    """The batches of a run on `n` images, and the number of updates.
+
+    Raises TrainingError if the batch size does not suit the data set, processes, micro-batches or regularisers.
     """
     order = Order(n, options.batch_size, options.seed, options.shuffle, place.rank, place.world, options.drop_last)
     if options.accumulate > (share := options.batch_size // place.world):
@@ -188,17 +176,14 @@ def make_order(n: int, options: FinetuneOptions, place: Place) -> Order:
             f"variance_covariance: the last batch of {n} images would hold one image, and a covariance needs two; "
             "use another --batch-size, or --drop-last"
         )
-    return order
+    return order, options.steps or (options.epochs or 0) * order.steps_per_epoch
 
 
 def _tracked(options: FinetuneOptions) -> Json:
     """Options that a resumed run must share."""
     values, defaults = options.to_dict(), FinetuneOptions().to_dict()
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in UNTRACKED and not (name in LATER and value == defaults[name])
-    }
+    skipped = {*UNTRACKED, *(name for name in LATER if values[name] == defaults[name])}
+    return {name: value for name, value in values.items() if name not in skipped}
 
 
 def split_record(dataset: Dataset, root: str | Path | None = None) -> Json:
@@ -215,10 +200,7 @@ def split_record(dataset: Dataset, root: str | Path | None = None) -> Json:
 class RunSetting:
     """Model, data and options of a run, offered to regularisers as their `ft.regularizers.base.Setting`.
 
-    Parameters
-    ----------
-    encoder : the initial model
-    frozen : its frozen copy; None if no regulariser needs one
+    `frozen` is a frozen copy of the initial model `encoder`; None if no regulariser needs one.
     """
 
     encoder: OpenClipEncoder
@@ -229,12 +211,7 @@ class RunSetting:
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def __post_init__(self) -> None:
-        self.logit_scale = self.encoder.logit_scale
-
-    @property
-    def special_tokens(self) -> tuple[int, int, int, int]:
-        """See `Setting`."""
-        return self.encoder.special_tokens
+        self.logit_scale, self.special_tokens = self.encoder.logit_scale, self.encoder.special_tokens
 
     def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """See `Setting`."""
@@ -284,19 +261,14 @@ class RunSetting:
         """The initial head, from `FinetuneOptions.head`.
 
         ``ridge`` and ``logistic`` are fitted on the store of the training split, which is encoded if it does not exist:
-        a linear probe and the fine-tuning after it (LP-FT, arXiv 2202.10054) encode the images once.
-
-        Raises
-        ------
-        HeadError, TrainingError
-            The head is neither a known name nor a file.
-        MismatchError
-            A fitted head belongs to another encoder or class list.
+        a linear probe and the fine-tuning after it (LP-FT, arXiv 2202.10054) encode the images once. Raises HeadError
+        or TrainingError for an unknown head, MismatchError for that of another encoder or class list.
         """
         options, encoder = self.options, self.encoder
         if options.head == "zeros":
-            classes, n = self.dataset.index.classnames, len(self.dataset.index.classnames)
-            head = LinearHead(np.zeros((n, encoder.dim), np.float32), np.zeros(n, np.float32), classes)
+            classes = self.dataset.index.classnames
+            zeros = np.zeros((len(classes), encoder.dim), np.float32)
+            head = LinearHead(zeros, zeros[:, 0], classes)
         elif options.head == "zero_shot":
             head = ZeroShot().fit(self.text_store()).linear()
         elif options.head in PROBES:
@@ -342,7 +314,8 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
     objective: Objective
     if model.head is None:
         evaluated = setting.evaluated_captions()
-        objective = OverPairs(model, sentences, labels, options.seed, options.false_negatives, evaluated)
+        trained = "text" in options.train
+        objective = OverPairs(model, trained, sentences, labels, options.seed, options.false_negatives, evaluated)
     else:
         objective = OverHead(model.head, options.label_smoothing)
     regularizers = {}
@@ -350,12 +323,11 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
         parameters = {key: value for key, value in given.items() if key != "weight"}
         regularizers[name] = float(given["weight"]), REGULARIZERS[name].from_setting(setting, **parameters)
     taught = [term for _, term in regularizers.values() if isinstance(term, SelfDistillation)]
-    prior: Prior | None = None
+    prior: OnlinePrior | None = None
     if frozen is not None:
         # autocast applies to the frozen tower too; compiling changes its rounding
-        tower = (
-            encoder.image_identity | {"precision": options.precision} | ({"compiled": True} if options.compile else {})
-        )
+        tower = encoder.image_identity | {"precision": options.precision}
+        tower |= {"compiled": True} if options.compile else {}
         identity = {"tower": tower, "view": view.identity, "dataset": data_key}
         sizes = len(labels), encoder.dim
         if options.prior == "store":

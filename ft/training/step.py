@@ -1,10 +1,9 @@
 """One update: features, objective, regularisers, gradients, optimiser.
 
 A large batch can be split into micro-batches without changing the update. Terms that are means over rows (cross
-entropy, Lipsum, distillation) are summed over the micro-batches. Terms of the whole batch (the contrastive loss,
-variance-covariance) need all features at once. These are first computed without a graph, then the loss and its gradient
-with respect to them; a second forward pass of each micro-batch propagates that gradient into the tower (Gao et al.,
-arXiv 2101.06983).
+entropy, Lipsum, distillation) are summed over the micro-batches. For terms of the whole batch (contrastive loss,
+variance-covariance), all features are first computed without a graph, then the loss and its gradient with respect to
+them; a second forward pass of each micro-batch propagates it into the tower (Gao et al., arXiv 2101.06983).
 
 Losses stay on the device until a log line is due, so that only log lines wait for the device.
 """
@@ -22,7 +21,7 @@ from ft.checkpoints.state import Json
 from ft.distributed import average_gradients, total
 from ft.objectives.base import Objective, TrainingBatch
 from ft.objectives.head import Head
-from ft.prior.prior import Prior
+from ft.prior.prior import OnlinePrior
 from ft.regularizers.base import Regularizer, Step
 from ft.training.averages import Teacher
 from ft.training.model import Trainable
@@ -46,12 +45,9 @@ class Update:
 
 @dataclass
 class Ledger:
-    """Results of the updates since the last log line.
+    """Results of the updates since the last log line, of which losses are averaged over `world` processes.
 
-    Parameters
-    ----------
-    world : number of processes, over which losses are averaged
-    half : whether training is in fp16, where gradients overflow now and then and those updates are skipped
+    With `half` (fp16), gradients overflow now and then, and those updates are skipped.
     """
 
     world: int
@@ -63,17 +59,10 @@ class Ledger:
         self._updates.append(update)
 
     def read(self, step: int, scale: float) -> Json:
-        """Log record of step `step`: means over the updates since the last call.
+        """Log record after `step` updates: means over those since the last call.
 
-        Parameters
-        ----------
-        step : updates made
-        scale : loss scale of fp16
-
-        Raises
-        ------
-        DivergedError
-            A loss is not finite; a gradient is not finite (except in fp16); or the loss scale of fp16 is below 1.
+        Raises DivergedError if a loss is not finite, a gradient is not finite (except in fp16), or the loss `scale` of
+        fp16 is below 1.
         """
         updates, self._updates = self._updates, []
         names = list(updates[0].terms)
@@ -122,7 +111,7 @@ class Stepper:
     scaler: torch.amp.GradScaler
     options: FinetuneOptions
     generator: torch.Generator
-    prior: Prior | None
+    prior: OnlinePrior | None
     frozen_head: Head | None
     initial: Mapping[str, torch.Tensor]
     teacher: Teacher | None = None
@@ -173,7 +162,7 @@ class Stepper:
             paired=self.options.objective == "contrastive",
             projection=self.model.projection if "projection" in self._needs else None,
         )
-        terms = {self.options.objective: self.options.objective_weight * objective}
+        terms: Tensors = {self.options.objective: self.options.objective_weight * objective}
         for name, (weight, regularizer) in self.regularizers.items():
             self.generator.manual_seed(_seed(self.options.seed, batch.step))
             terms[name] = weight * regularizer(step)

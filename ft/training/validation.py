@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from featcache.datasets.base import Dataset
-from featcache.encoding.pipeline import default_ahead, prepared_batches
-from featcache.errors import ImageReadError
+from featcache.encoding.pipeline import batches_of, default_ahead, prepared_batches
 from ft.checkpoints.folder import BEST, head_path, read_metadata, read_state, write_state
 from ft.distributed import Place, total
+from ft.merging.fisher import stacked
 from ft.objectives.base import Objective
 from ft.regularizers.base import unit
 from ft.training.model import Trainable
@@ -37,26 +36,17 @@ def validate(model: Trainable, objective: Objective, dataset: Dataset, place: Pl
     """Evaluate the current model on a data set without augmentation.
 
     Each process takes every world-th batch. The model is not changed, not even the running statistics of batch
-    normalisation.
-
-    Raises
-    ------
-    ImageReadError
-        An image cannot be read.
+    normalisation. Raises ImageReadError if an image cannot be read.
     """
     weights, bias = objective.classifier()
     labels = torch.from_numpy(dataset.index.labels)
     n, encoder = len(dataset.index), model.encoder
-    batches = [range(start, min(start + BATCH, n)) for start in range(0, n, BATCH)][place.rank :: place.world]
+    batches = batches_of(range(n), BATCH)[place.rank :: place.world]
     sums = torch.zeros(2, dtype=torch.float64)
     features = torch.zeros(n, weights.shape[1], dtype=torch.float16)
     with model.evaluating():
         for batch in prepared_batches(dataset, encoder, batches, workers, default_ahead(encoder)):
-            if bad := [item for item in batch if item.image is None]:
-                name = dataset.index.ids[bad[0].row]
-                raise ImageReadError(f"{name} cannot be read ({bad[0].error}); repair or remove it")
-            images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
-            found = unit(model.image_features(images.to(encoder.device)))
+            found = unit(model.image_features(stacked(batch, dataset).to(encoder.device)))
             logits = found @ weights.T + bias
             rows = [item.row for item in batch]
             features[rows] = found.half().cpu()

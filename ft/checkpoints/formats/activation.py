@@ -60,7 +60,7 @@ def activation_of_module(quick_gelu: bool | None) -> KnownActivation:
 def check_base_activation(
     source: str, known: KnownActivation, configuration: Json, model: str, flag: str = "--base"
 ) -> None:
-    """Refuse a checkpoint whose known activation differs from that of the model it is loaded into.
+    """Raise ActivationMismatchError if the known activation differs from that of the model that is loaded.
 
     Parameters
     ----------
@@ -68,11 +68,6 @@ def check_base_activation(
     configuration : ``model_cfg`` and ``preprocess_cfg`` of the model
     model : its name for `featcache.encoders.load_encoder`
     flag : the argument that names the model
-
-    Raises
-    ------
-    ActivationMismatchError
-        Names a model with the right activation.
     """
     quick = _quick_gelu(configuration)
     remedy = f"{flag} with a model that computes {NAMES[not quick]}" + ("" if quick else f", such as {LIKE}")

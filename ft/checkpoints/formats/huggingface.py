@@ -45,10 +45,7 @@ PARTS = ("q_proj", "k_proj", "v_proj")
 def to_huggingface(state: State) -> dict[str, torch.Tensor]:
     """A state dict of open_clip's CLIP (ViT, class token) under the names of `transformers.CLIPModel`.
 
-    Raises
-    ------
-    EncoderError
-        CLIPModel has no such tensor.
+    Raises EncoderError if CLIPModel has no such tensor.
     """
     renamed: dict[str, torch.Tensor] = {}
     for key, value in state.items():
@@ -79,10 +76,7 @@ def _layer_to_huggingface(key: str, value: torch.Tensor) -> Iterator[tuple[str, 
 def from_huggingface(state: State) -> dict[str, torch.Tensor]:
     """The inverse of `to_huggingface`, for a whole model or one tower.
 
-    Raises
-    ------
-    EncoderError
-        CLIPModel has no such tensor, or a layer lacks query, key or value.
+    Raises EncoderError if CLIPModel has no such tensor, or a layer lacks query, key or value.
     """
     back = {name: key for key, name in WHOLE.items()}
     transposed = {name: key for key, name in TRANSPOSED.items()}
@@ -130,10 +124,8 @@ PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_r
 def huggingface_config(configuration: Json) -> Json:
     """``config.json`` of CLIPModel for open_clip's ``model_cfg``.
 
-    Raises
-    ------
-    EncoderError
-        CLIPModel does not support the architecture: ResNets, timm towers, average pooling, other position embeddings.
+    Raises EncoderError if CLIPModel does not support the architecture: ResNets, timm towers, average pooling, other
+    position embeddings.
     """
     model = configuration["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]
@@ -179,16 +171,8 @@ def huggingface_config(configuration: Json) -> Json:
 def write_huggingface(configuration: Json, state: State, out: str | Path, *, overwrite: bool = False) -> Path:
     """Write ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``; the tokenizer is CLIP's own.
 
-    Parameters
-    ----------
-    configuration : open_clip's ``model_cfg`` and ``preprocess_cfg``
-    state : open_clip's state dict
-    out : the new folder, created atomically
-
-    Raises
-    ------
-    EncoderError
-        CLIPModel does not support the architecture or a tensor, or `out` exists.
+    Takes open_clip's configuration (``model_cfg`` and ``preprocess_cfg``) and state dict. Raises EncoderError if
+    CLIPModel does not support the architecture or a tensor, or `out` exists.
     """
     out = Path(out)
     config, renamed = huggingface_config(configuration), to_huggingface(state)

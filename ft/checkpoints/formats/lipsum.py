@@ -48,10 +48,7 @@ class LipsumCheckpoint(NamedTuple):
 def read_lipsum(path: str | Path) -> LipsumCheckpoint:
     """Read the tensors of a file of Lipsum-FT, or of a bare ``ext`` map.
 
-    Raises
-    ------
-    EncoderError
-        The file has another layout.
+    Raises EncoderError if the file has another layout.
     """
     content, stem = read_flax(path), Path(path).stem
     if isinstance(content, torch.Tensor):
@@ -89,10 +86,7 @@ def logit_scale_of(path: str | Path) -> float | None:
 def write_lipsum(state: State, weights: torch.Tensor | None, out: str | Path) -> Path:
     """Write a ``best_acc.ckpt``: the image tower and, if there are `weights` (C, D) with the logit scale, ``cls``.
 
-    Raises
-    ------
-    EncoderError
-        The architecture is not a plain ViT, the only one that Lipsum-FT supports.
+    Raises EncoderError if the architecture is not a plain ViT, the only one that Lipsum-FT supports.
     """
     named = to_huggingface(state)
     tree: Json = {}

@@ -32,16 +32,9 @@ class Pickled(NamedTuple):
 
 
 def read_pickled(path: str | Path, *, trust: bool) -> Pickled:
-    """Read the tensors of a pickled module or state dict; logs a warning that its code runs.
+    """Read the tensors of a pickled module or state dict; logs a warning that its code runs, with the user's rights.
 
-    Parameters
-    ----------
-    trust : allow the code in the file to run, with the rights of the user
-
-    Raises
-    ------
-    EncoderError
-        `trust` is false, or the file cannot be unpickled or holds no tensors.
+    Raises EncoderError if `trust` is false, or the file cannot be unpickled or holds no tensors.
     """
     file = Path(path).resolve()
     if not trust:

@@ -28,7 +28,7 @@ def constant(value: float) -> LinearHead:
 def test_the_published_value() -> None:
     half, two = ({name: torch.full_like(f, v) for name, f in information(0).items()} for v in (0.5, 2.0))
     for fishers, value in (((half, two), 2.263157894736842), ((), 1.6)):
-        for found in merged_head(constant(1.0), [constant(3.0)], 0.3, fishers):
+        for found in merged_head(constant(1.0), [constant(3.0)], 0.3, fishers).values():
             np.testing.assert_allclose(found, value, rtol=1e-15)
 
 
@@ -36,7 +36,7 @@ def test_the_published_value() -> None:
 def test_fisher_weights_each_element_with_a_floor(alpha: float) -> None:
     first, tuned, fishers = head(0), [head(1), head(2)], (information(3), information(4))
     found = merged_head(first, tuned, alpha, fishers, floor=0.3)
-    for name, key, value in zip(("weights", "bias"), (HEAD_WEIGHT, HEAD_BIAS), found, strict=True):
+    for name, key, value in zip(("weights", "bias"), found, found.values(), strict=True):
         theta0, *others = (getattr(one, name).astype(np.float64) for one in (first, *tuned))
         theta1 = (others[0] + others[1]) / 2
         f0, f1 = (np.maximum(fisher[key].numpy(), 0.3) for fisher in fishers)
@@ -48,7 +48,7 @@ def test_fisher_weights_each_element_with_a_floor(alpha: float) -> None:
 def test_without_fisher_heads_are_interpolated_plainly(alpha: float) -> None:
     first, tuned = head(0), [head(1), head(2), head(3)]
     for fishers in ((), ({}, {})):
-        weights, bias = merged_head(first, tuned, alpha, fishers)
+        weights, bias = merged_head(first, tuned, alpha, fishers).values()
         for found, name in ((weights, "weights"), (bias, "bias")):
             values = [getattr(one, name).astype(np.float64) for one in (first, *tuned)]
             np.testing.assert_allclose(found, (1 - alpha) * values[0] + alpha * np.mean(values[1:], axis=0), rtol=1e-13)

@@ -18,8 +18,9 @@ from featcache.datasets.base import SampleIndex
 from featcache.errors import EncoderError, HeadError, LabelsChangedError, MismatchError, TrainingError
 from featcache.store import list_stores
 from ft.checkpoints.folder import model_folder, read_state, weights_file, write_model_folder
+from ft.merging.greedy import greedy
 from ft.merging.interpolate import interpolate, soup
-from ft.merging.sweep import WiseOptions, greedy, sweep, sweep_unchosen
+from ft.merging.sweep import WiseOptions, sweep, sweep_unchosen
 from heads import LinearHead, ZeroShot, evaluate, load, save
 from heads.fitted.provenance import Provenance
 

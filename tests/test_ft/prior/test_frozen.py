@@ -16,7 +16,7 @@ from finetuning import options, start
 
 from featcache.errors import StoreCorruptError, StoreIncompleteError, TrainingError
 from featcache.store import find_store, list_stores, open_prior_store, verify
-from ft.prior.prior import OnlinePrior, Prior, StoredPrior
+from ft.prior.prior import OnlinePrior, StoredPrior
 from ft.regularizers.base import Step
 from ft.regularizers.lipsum import Lipsum
 from ft.training.loop import finetune
@@ -59,7 +59,7 @@ def batches(epoch: int, drop_last: bool = False) -> list[np.ndarray]:
     return [rows for rows in found if len(rows) == BATCH or not drop_last]
 
 
-def train(prior: Prior, epochs: int = 3, drop_last: bool = False) -> list[float]:
+def train(prior: OnlinePrior, epochs: int = 3, drop_last: bool = False) -> list[float]:
     """Fine-tune a small tower with Lipsum regularisation; returns every loss."""
     torch.manual_seed(0)
     model = torch.nn.Linear(PIXELS, DIM)
@@ -354,9 +354,9 @@ def test_late_process_loses_nothing_if_all_settle_first(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("name", "kind"), [("online", OnlinePrior), ("store", StoredPrior)])
-def test_kinds_of_priors(name: str, kind: type[Prior]) -> None:
+def test_kinds_of_priors(name: str, kind: type[OnlinePrior]) -> None:
     assert isinstance(start("tiny", regularizers={"feature_distillation": 1.0}, prior=name).stepper.prior, kind)
-    with pytest.raises(TrainingError, match="online, store"):
+    with pytest.raises(TrainingError, match="'online' or 'store'"):
         options(prior="cached")
 
 
