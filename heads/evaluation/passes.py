@@ -100,25 +100,20 @@ class Unit:
 
     def tally(self, X: Values, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
         """Sums and counts of these heads over a block of rows (n, D) with labels (n,)."""
-        if self.kind == "logits":
-            return self._of_logits(X, positions, per_sample=per_sample, confusion=confusion)
         heads, alphas = [job.head for job in self.jobs], None
+
+        def of_logits(x: NDArray[np.floating], y: NDArray[np.integer]) -> Tally:
+            rows = [stats_of_arrays(logits, y, predicted=confusion) for logits in all_logits(self.jobs, x)]
+            return Tally.of_rows(RowStats.stack(rows), y, len(heads[0].classnames), per_sample=per_sample)
+
+        if self.kind == "logits":  # a few thousand rows of one head at a time
+            return Tally.joined(map_pieces([(to_numpy(X), np.asarray(positions))], of_logits))
         if self.kind == "path":
             alphas = [float(head.alpha or 0.0) for head in heads]
             heads = list(as_linear(heads[0]).parents or heads)
         linear = [as_linear(head) for head in heads]
         weights, bias = [head.weights for head in linear], [head.bias for head in linear]
         return linear_nll(X, weights, positions, bias=bias, alphas=alphas, per_sample=per_sample, confusion=confusion)
-
-    def _of_logits(self, X: Values, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
-        """`tally` from logits, a few thousand rows of one head at a time."""
-        n_classes = len(self.jobs[0].head.classnames)
-
-        def of_piece(x: NDArray[np.floating], y: NDArray[np.integer]) -> Tally:
-            rows = [stats_of_arrays(logits, y, predicted=confusion) for logits in all_logits(self.jobs, x)]
-            return Tally.of_rows(RowStats.stack(rows), y, n_classes, per_sample=per_sample)
-
-        return Tally.joined(map_pieces([(to_numpy(X), np.asarray(positions))], of_piece))
 
 
 def units_of(jobs: Sequence[Job]) -> list[Unit]:

@@ -213,16 +213,15 @@ def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
     tap = tap_of(head, encoder)
     key, dim = content_key(stored_identity(encoder, tap)), find_tap(encoder, tap).dim
     remedy = "pass --model, --pretrained and --precision of the model that the head was made with"
-    if fitted is not None and fitted != key:
-        raise MismatchError(
-            f"{head.name} was fitted on features of encoder {fitted}, {encoder.name} is {key}; {remedy}"
-        )
-    if text is not None and text != encoder.text_digest:
-        raise MismatchError(
-            f"{head.name} was made with text tower {text}, that of {encoder.name} is {encoder.text_digest}; {remedy}"
-        )
-    if head.dim != dim:
-        raise MismatchError(f"{head.name} takes {head.dim} features, {encoder.name} makes {dim}; {remedy}")
+    wrong = ""
+    if fitted not in (None, key):
+        wrong = f"{head.name} was fitted on features of encoder {fitted}, {encoder.name} is {key}"
+    elif text not in (None, encoder.text_digest):
+        wrong = f"{head.name} was made with text tower {text}, that of {encoder.name} is {encoder.text_digest}"
+    elif head.dim != dim:
+        wrong = f"{head.name} takes {head.dim} features, {encoder.name} makes {dim}"
+    if wrong:
+        raise MismatchError(f"{wrong}; {remedy}")
 
 
 def tap_of(head: LogitHead, encoder: Encoder) -> str | None:

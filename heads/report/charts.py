@@ -19,6 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 46
 X, Y = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)  # pixels of both ends of an axis
 COLOURS = 8
 SHAPES = ("circle", "square", "triangle", "cross")
+ENDS: dict[float | None, str] = {0.0: "star", 1.0: "diamond"}  # of interpolations, by alpha, as in WiSE-FT
 MOST_IN_LEGEND = 14
 SHOTS = re.compile(r", \d+ shots?\b")
 
@@ -182,15 +183,15 @@ def robustness_chart(rows: Sequence[Row], first: str, shifted: Sequence[str], me
     over = shifted[0] if len(shifted) == 1 else f"mean of {len(shifted)} shifted data sets"
     x, y = _axis([px for px, _ in points], X, "logit"), _axis([py for _, py in points], Y, "logit")
 
-    def mark(row: Row, shape: str, label: str = "") -> Mark:
+    def mark(row: Row, shape: str) -> Mark:
         px, py = point_of(row, first, shifted, metric) or (0.0, 0.0)
         tip = f"{label_of(row)}\n{first} {100 * px:.2f} {shown.unit}\n{over} {100 * py:.2f} {shown.unit}"
-        return Mark(x(px), y(py), shape, tip, label)
+        return Mark(x(px), y(py), shape, tip, f"{alpha:g}" if (alpha := alpha_of(row)) in (0.0, 0.5, 1.0) else "")
 
     series = _no_drop(x, y)
     paths = paths_of(kept)
     for number, (name, path) in enumerate(paths.items()):
-        marks = [mark(row, *_alpha_shape(alpha_of(row) or 0.0)) for row in path]
+        marks = [mark(row, ENDS.get(alpha_of(row), "thin")) for row in path]
         series.append(Series(f"{name}, by α", number % COLOURS, _polyline([(m.x, m.y) for m in marks]), marks=marks))
     for place, (name, group) in enumerate(_by_shots(kept).items(), start=len(paths)):
         marks = [mark(row, SHAPES[place // COLOURS % len(SHAPES)]) for row in group]
@@ -209,12 +210,6 @@ def _by_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
             name = SHOTS.sub("", label_of(row)) if isinstance(row.get("shots"), int) else label_of(row)
             groups.setdefault(name, []).append(row)
     return {name: sorted(group, key=lambda row: row.get("shots") or 0) for name, group in groups.items()}
-
-
-def _alpha_shape(alpha: float) -> tuple[str, str]:
-    """Shape and label of a point of an interpolation, as WiSE-FT draws them."""
-    shape = {0.0: "star", 1.0: "diamond"}.get(alpha, "thin")
-    return shape, f"{alpha:g}" if alpha in (0.0, 0.5, 1.0) else ""
 
 
 def _no_drop(x: Axis, y: Axis) -> list[Series]:
