@@ -28,7 +28,7 @@ class Counted:
 
     def __init__(self, rows: int) -> None:
         self.rows, self.done = rows, 0.0
-        for name in ("product", "_backward"):
+        for name in ("product", "value_and_gradient"):
             setattr(Objective, name, self._counting(getattr(Objective, name)))
 
     def reset(self) -> float:

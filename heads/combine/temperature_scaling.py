@@ -1,7 +1,4 @@
-"""`calibrate`: temperature scaling of a fitted head on a selection split.
-
-The bins of the calibration error are in `heads.kernels.calibration_bins`.
-"""
+"""`calibrate`: temperature scaling of a fitted head on a selection split."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ ece                 expected calibration error: `CALIBRATION_BINS` right-closed 
                     (largest probability); mean of ``|accuracy - confidence|`` over bins, weighted by rows
 =================== ===========================================================================================
 
-`heads.kernels.tally` computes them, with the bins of `heads.kernels.calibration_bins`. Multi-label heads have other
-metrics; see `heads.evaluation.multilabel`.
+`heads.kernels.tally` computes them. Multi-label heads have other metrics; see `heads.evaluation.multilabel`.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.kernels.calibration_bins import CALIBRATION_BINS
-from heads.kernels.tally import RowStats, Tally, stats_of_arrays
+from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally, stats_of_arrays
 
 Row: TypeAlias = dict[str, Any]
 """Results of one head as JSON types; see `heads.evaluate`."""

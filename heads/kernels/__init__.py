@@ -1,8 +1,8 @@
 """NLL, ranks and calibration of many linear heads without an array of logits (N, C).
 
-`linear_nll` evaluates heads; `linear_cross_entropy` is for fitting them, with gradients. `heads.kernels.plain` is the
+`linear_nll` evaluates heads; `linear_cross_entropy` has gradients, for fitting them. `heads.kernels.plain` is the
 reference in torch, against which every other implementation is tested. A new one is one file and one line in `IMPLS`: a
-module with ``require(problem)``, which raises where it cannot run, and ``run(problem)``, which returns the `Tally`.
+module with ``require(problem)``, which raises if it cannot run, and ``run(problem)``, which returns the `Tally`.
 """
 
 from heads.kernels.dispatch import IMPLS, Implementation, available, linear_nll

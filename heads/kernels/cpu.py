@@ -1,20 +1,18 @@
 """Products by BLAS into tiles that stay in the cache, and one fused pass over each tile, compiled by numba.
 
-Pieces of rows run side by side, with one BLAS thread and one tile each. Half-precision inputs are widened piece by
+Pieces of rows run in parallel, with one BLAS thread and one tile each. Half-precision inputs are widened piece by
 piece: their products are then exact in float32, where torch's own half-precision product on a CPU rounds its result.
 
 The fused pass reads each row of logits twice while it is in the first-level cache: for its maximum and the rank of its
-label, then for the sums of ``exp(z - maximum)`` and of its square. The polynomial for the exponential is 2.5 times
-faster than libm's (Cody and Waite 1980: ``exp(x) = 2**n * exp(r)``, n the nearest integer to x / ln 2, and exp(r) by
-minimax), since LLVM vectorises it. Reordering of sums is allowed, NaN and infinity keep their meaning: a row with a NaN
-or +inf logit, or with nothing but -inf, has NaN sums. (The comparisons for the maximum may ignore NaN, since the sums
-do not.)
+label, then for the sums of ``exp(z - maximum)`` and of its square. The exponential is a polynomial (Cody and Waite
+1980: ``exp(x) = 2**n * exp(r)``, n the nearest integer to x / ln 2, and a minimax exp(r)), which LLVM vectorises: 2.5
+times as fast as libm's. Sums may be reordered, but NaN and infinity keep their meaning: a row with a NaN or +inf logit,
+or with nothing but -inf, has NaN sums. (Comparisons for the maximum may ignore NaN, since the sums do not.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,17 +31,15 @@ from heads.solvers.parallel import one_blas_thread
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Numba: TypeAlias = Any
-"""What numba and llvmlite, which have no types, pass around."""
-Number: TypeAlias = Numba
-"""A number in compiled code: Python's or numpy's, of the width that the code gives it."""
+"""Objects of numba and llvmlite, which have no types, and numbers in compiled code, of the width given there."""
 
 LANES = np.uint64(64)
 _CHUNK = np.uint64(1024)
-"""Logits whose exponentials are summed in float32; the sums of chunks add up in float64."""
+"""Logits whose exponentials are summed in float32; the sums of chunks are added in float64."""
 
 
 class Counts(NamedTuple):
-    """Sums of one piece of rows, (H, ...) as in `heads.kernels.tally.Tally`; numba takes it as it is.
+    """Sums of one piece of rows, (H, ...) as in `heads.kernels.tally.Tally`, in a form that numba takes.
 
     `sums` (H, 3) holds NLL, capped NLL and Brier score. The last three are per row, and empty unless asked for.
     """
@@ -59,11 +55,11 @@ class Counts(NamedTuple):
     predicted: NDArray[np.int64]
 
 
-def _unary(name: str, source: Numba, result: Numba, code: Numba) -> Numba:
-    """A numba function of one number that is one LLVM instruction."""
+def _bitcast(name: str, source: Numba, result: Numba, to: Numba) -> Numba:
+    """A numba function that reinterprets the bits of a number: one LLVM instruction."""
 
     def typed(context: Numba, x: Numba) -> Numba:
-        return result(source), lambda _context, builder, _signature, args: code(builder, args[0])
+        return result(source), lambda _context, builder, _signature, args: builder.bitcast(args[0], to)
 
     typed.__name__ = name
     return intrinsic(typed)
@@ -78,14 +74,14 @@ def _maxnum(context: Numba, x: Numba, y: Numba) -> Numba:
     return types.float32(types.float32, types.float32), code
 
 
-_bits = _unary("bits", types.float32, types.int32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
-_from_bits = _unary("from_bits", types.int32, types.float32, lambda builder, x: builder.bitcast(x, ir.FloatType()))
-_larger: Numba = intrinsic(_maxnum)  # as a comparison and a choice, LLVM does not vectorise the maximum of a row
+_bits = _bitcast("bits", types.float32, types.int32, ir.IntType(32))
+_from_bits = _bitcast("from_bits", types.int32, types.float32, ir.FloatType())
+_larger: Numba = intrinsic(_maxnum)  # LLVM does not vectorise the maximum of a row as a comparison and a choice
 
 
 @njit(fastmath={"contract"}, cache=True)
-def _exp(x: Number) -> Number:
-    """exp(x) in float32 for x <= 0, within 2 units in the last place; NaN stays NaN, below -87 it is exp(-87)."""
+def _exp(x: Numba) -> Numba:
+    """exp(x) in float32 for x <= 0, within 2 units in the last place; NaN stays NaN, x below -87 counts as -87."""
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     shifted = x * np.float32(1.44269504) + np.float32(12582912.0)  # 1.5 * 2**23: the nearest integer, in the low bits
     n = shifted - np.float32(12582912.0)
@@ -103,8 +99,8 @@ def _exp(x: Number) -> Number:
 
 
 @njit(fastmath={"nnan", "nsz", "reassoc", "contract"}, cache=True)
-def _largest_and_rank(z: Matrix, y: Number) -> tuple[Number, Number]:
-    """Maximum of a row (C,), and the number of logits that rank before that of class y; ties rank by class index."""
+def _largest_and_rank(z: Matrix, y: Numba) -> tuple[Numba, Numba]:
+    """Maximum of a row (C,), and the number of logits that rank before class y; ties rank by class index."""
     target = z[y]
     largest = np.float32(-np.inf)
     ahead = np.int32(0)
@@ -126,7 +122,7 @@ def _largest_and_rank(z: Matrix, y: Number) -> tuple[Number, Number]:
 
 
 @njit(fastmath={"nsz", "reassoc", "contract"}, cache=True)
-def _sums(z: Matrix, largest: Number) -> tuple[Number, Number]:
+def _sums(z: Matrix, largest: Numba) -> tuple[Numba, Numba]:
     """Sum of ``exp(z - largest)``, and of its square."""
     total, squares = 0.0, 0.0
     end = np.uint64(z.size)
@@ -142,7 +138,7 @@ def _sums(z: Matrix, largest: Number) -> tuple[Number, Number]:
 
 
 @njit(cache=True)
-def _add_row(z: Matrix, y: Number, n_classes: int, head: int, row: int, out: Counts) -> None:
+def _add_row(z: Matrix, y: Numba, n_classes: int, head: int, row: int, out: Counts) -> None:
     """Add a row of logits, padded with -inf, to the sums and counts of a head."""
     largest, ahead = _largest_and_rank(z, y)
     total, squares = _sums(z, largest)
@@ -172,10 +168,10 @@ def _add_row(z: Matrix, y: Number, n_classes: int, head: int, row: int, out: Cou
 
 
 @njit(cache=True, nogil=True)
-def tally_tile(tile: Matrix, width: int, scale: Number, bias: Matrix, labels: Labels, head: int, out: Counts) -> None:
+def tally_tile(tile: Matrix, width: int, scale: Numba, bias: Matrix, labels: Labels, head: int, out: Counts) -> None:
     """Add the rows of a tile of products (n, >= width) of one head; logits are ``scale * tile + bias``, in place.
 
-    Columns from C = bias.size to `width` are -inf; that is a multiple of `LANES`, so that no loop has a remainder.
+    Columns from C = bias.size to `width` are -inf. `width` is a multiple of `LANES`, so that no loop has a remainder.
     """
     for row in range(labels.size):
         z = tile[row][:width]
@@ -188,7 +184,7 @@ def tally_tile(tile: Matrix, width: int, scale: Number, bias: Matrix, labels: La
 def tally_path(
     first: Matrix, second: Matrix, width: int, factors: Matrix, biases: Matrix, labels: Labels, out: Counts
 ) -> None:
-    """Add the rows of K interpolations of two tiles, one row for all of them before the next.
+    """Add the rows of K interpolations of two tiles, row by row.
 
     Logits of head k are ``factors[k, 0] * first + factors[k, 1] * second + biases[k]``; each has its own maximum.
     """
@@ -203,15 +199,15 @@ def tally_path(
 
 
 _TILE = 2**20
-"""Logits of a tile: 4 MiB. Larger ones gain nothing; smaller ones pay for BLAS packing the weights each time."""
+"""Logits of a tile: 4 MiB. Larger ones gain nothing; with smaller ones BLAS packs the weights too often."""
 
 _FEWEST, _MOST = 256, 2048
-"""Rows of a tile. At C = 21,843 a tile of 48 rows would cost twice the bare product, one of 256 costs 1.2 times that;
-only from 32,768 classes on are there fewer, so that no tile exceeds 32 MiB (and 16 rows)."""
+"""Rows of a tile. At C = 21,843, a tile of 48 rows would cost twice the bare product, one of 256 costs 1.2 times as
+much. From 32,768 classes on there are fewer, so that no tile exceeds 32 MiB (but at least 16 rows)."""
 
 
 def require(problem: Problem) -> None:
-    """It takes float32 and half precision on the CPU."""
+    """Raise HeadError unless features are float32 or half precision on the CPU, and heads are linear."""
     if problem.features.device.type != "cpu" or problem.dtype != torch.float32:
         raise HeadError(
             f"features are {problem.dtype} on {problem.features.device}; impl='cpu' takes float32, float16 and "
@@ -227,70 +223,58 @@ def run(problem: Problem) -> Tally:
 
 
 class _Run:
-    """One problem, its tiles, and its counts so far."""
+    """One problem, and a pool of tiles for its products."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.labels = np.ascontiguousarray(problem.labels.numpy())
         n, n_classes = len(self.labels), problem.n_classes
         rows = min(max(_TILE // n_classes, _FEWEST), max(8 * _TILE // n_classes, 16), _MOST)
-        # Pieces of one size, a multiple of 8 of them, keep 2, 4 or 8 threads busy to the end.
+        # Pieces of equal size, in a multiple of 8, keep 2, 4 or 8 threads busy to the end.
         turns = -(-n // (8 * rows))
         self.rows = max(min(128, rows), -(-n // (8 * turns)))
-        padded = -(-n_classes // int(LANES)) * int(LANES)
-        self.width = padded
-        self.shape = (self.rows, padded + 16)  # rows a power of two of bytes apart fight for cache sets
+        self.width = -(-n_classes // int(LANES)) * int(LANES)
+        self.shape = (self.rows, self.width + 16)  # rows a power of two of bytes apart compete for cache sets
         self.tiles: list[Matrix] = []
         zero = np.zeros(n_classes, np.float32)
         self.biases = [zero if b is None else np.ascontiguousarray(b.numpy()) for b in problem.biases]
-        self.factors, self.mixed = self._path()
-
-    def _path(self) -> tuple[Matrix, Matrix]:
-        """Factors (K, 2) of the two products and biases (K, C) of each interpolation."""
-        alphas = np.array(self.problem.alphas or (), np.float64)
-        ends = np.stack([1 - alphas, alphas], axis=1)
-        if not len(alphas):
-            return ends.astype(np.float32), np.empty((0, 0), np.float32)
-        biases = ends @ np.stack(self.biases).astype(np.float64)
-        return (ends * self.problem.scales).astype(np.float32), biases.astype(np.float32)
+        if problem.alphas is not None:  # factors (K, 2) of the two products, and biases (K, C), of the interpolations
+            ends = np.stack([1 - np.array(problem.alphas), problem.alphas], axis=1)
+            self.factors = (ends * problem.scales).astype(np.float32)
+            self.mixed = (ends @ np.stack(self.biases).astype(np.float64)).astype(np.float32)
 
     def tally(self) -> Tally:
-        """Sums over pieces in their order, so that the number of threads changes nothing."""
-        problem = self.problem
-        total, parts = self._counts(0), []
-        confusion = np.zeros((problem.n_heads, problem.n_classes**2), np.int64) if problem.confusion else None
-        for first, part in self._parts():
-            for mine, other in zip(total[:6], part[:6], strict=True):
-                np.add(mine, other, out=mine)
-            if problem.per_sample:
-                parts.append(part)
-            if confusion is not None:
-                pairs = self.labels[first : first + self.rows] * problem.n_classes + part.predicted
-                for counts, pair in zip(confusion, pairs, strict=True):
-                    counts += np.bincount(pair, minlength=counts.size)
+        """Sums over pieces in order, so that the number of threads changes nothing."""
+        problem, n_classes = self.problem, self.problem.n_classes
+        total, parts, starts = self._counts(0), [], range(0, len(self.labels), self.rows)
+        confusion = np.zeros((problem.n_heads, n_classes**2), np.int64) if problem.confusion else None
+        with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
+            for first, part in zip(starts, executor.map(self._piece, starts), strict=True):
+                for mine, other in zip(total[:6], part[:6], strict=True):
+                    np.add(mine, other, out=mine)
+                if problem.per_sample:
+                    parts.append(part)
+                if confusion is not None:
+                    pairs = self.labels[first : first + self.rows] * n_classes + part.predicted
+                    for counts, pair in zip(confusion, pairs, strict=True):
+                        counts += np.bincount(pair, minlength=counts.size)
         return Tally(
             nll=total.sums[:, 0],
             nll_capped=total.sums[:, 1],
             brier=total.sums[:, 2],
             top5=total.top5,
-            class_rows=np.bincount(self.labels, minlength=problem.n_classes),
+            class_rows=np.bincount(self.labels, minlength=n_classes),
             class_hits=total.class_hits,
             bin_rows=total.bin_rows,
             bin_hits=total.bin_hits,
             bin_confidence=total.bin_confidence,
-            confusion=None if confusion is None else confusion.reshape(-1, problem.n_classes, problem.n_classes),
+            confusion=None if confusion is None else confusion.reshape(-1, n_classes, n_classes),
             row_nll=np.concatenate([part.row_nll for part in parts], axis=1) if parts else None,
             row_rank=np.concatenate([part.row_rank for part in parts], axis=1) if parts else None,
         )
 
-    def _parts(self) -> Iterator[tuple[int, Counts]]:
-        """First row and counts of each piece, in order; as many pieces at once as BLAS was allowed threads."""
-        starts = range(0, len(self.labels), self.rows)
-        with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
-            yield from zip(starts, executor.map(self._piece, starts), strict=True)
-
     def _piece(self, first: int) -> Counts:
-        """Counts of one piece; its tiles go back to the pool."""
+        """Counts of one piece; its tiles return to the pool."""
         labels = self.labels[first : first + self.rows]
         out = self._counts(len(labels))
         x = self.problem.features[first : first + self.rows].float().numpy()
@@ -315,10 +299,9 @@ class _Run:
         return tile
 
     def _counts(self, rows: int) -> Counts:
-        """Zero sums, and space for the statistics of each row that are asked for."""
+        """Zero sums, and space for the per-row statistics that are asked for."""
         problem, heads = self.problem, self.problem.n_heads
-        bins = (heads, problem.n_bins)
-        kept = (heads, rows if problem.per_sample else 0)
+        bins, kept = (heads, problem.n_bins), (heads, rows if problem.per_sample else 0)
         return Counts(
             np.zeros((heads, 3)),
             np.zeros(heads, np.int64),

@@ -19,15 +19,15 @@ IMPLS: dict[str, str] = {
     "cuda": "heads.kernels.cuda",
     "triton": "heads.kernels.triton",
 }
-"""Where each implementation is, by its name: a module, or an object in one; imported when used."""
+"""Implementations by name: a module, or an object in one, imported when it is used."""
 
 AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda, half": ("triton", "cuda"), "cuda": ("cuda",)}
 """What ``impl="auto"`` tries for features on a device, in order, before "chunked", which runs anywhere.
 
-"half": features and weights are float16 or bfloat16. Tensor cores then finish the products early, and the remaining
-work is the bottleneck. Other products, such as those of half-precision features with a head's float32 weights, are best
-left to cuBLAS; "chunked" reads and writes its logits a dozen times, "cuda" once. The order on a GPU follows from counts
-of instructions and bytes, not yet from a measurement.
+"half": features and weights are float16 or bfloat16. Tensor cores then make the products cheap, and everything else is
+the bottleneck. Other products, such as those of half-precision features with a head's float32 weights, are best left to
+cuBLAS; "chunked" reads and writes its logits a dozen times, "cuda" once. The order on a GPU follows from counts of
+instructions and bytes, and has not been measured.
 """
 
 _LIBRARIES = {"cpu": "numba", "triton": "triton"}
@@ -38,10 +38,10 @@ class Implementation(Protocol):
     """What an entry of `IMPLS` provides."""
 
     def require(self, problem: Problem) -> None:
-        """Raise MissingExtraError without the library, or HeadError for a problem that it does not take."""
+        """Raise MissingExtraError without the library, HeadError for an unsupported problem."""
 
     def run(self, problem: Problem) -> Tally:
-        """Counts and sums; a head with a logit that is NaN or +inf has a NaN in its NLL sum."""
+        """Sums and counts; the NLL sum of a head with a NaN or +inf logit is NaN."""
 
 
 def linear_nll(
@@ -55,35 +55,34 @@ def linear_nll(
     """NLL, ranks, recall, calibration and Brier score of H linear heads over N rows.
 
     Head h has logits ``logit_scale[h] * features @ weights[h].T + bias[h]``, an (N, C) array that only the reference
-    ever holds. Products run in the inputs' precision (mixed inputs in the wider one) with sums, and everything after
-    the product, in float32 at least.
+    ever holds. Products are in the precision of the inputs (the wider one if they differ); their sums and everything
+    after them are at least float32.
 
     Parameters
     ----------
     features : (N, D)
-        Array or torch tensor, float16, bfloat16, float32 or float64; the work is done on its device.
+        Array or torch tensor, float16, bfloat16, float32 or float64; everything runs on its device.
     weights : (C, D), (H, C, D) or a list of H heads (C, D)
-        One row per class. The heads of a list may be anywhere in memory.
+        One row per class. The heads of a list need not be contiguous.
     labels : (N,)
         Class indices; with `class_subset`, in the full class list.
     impl : str
-        A key of `IMPLS`, or "auto", the fastest one known for the device of the features (`AUTO`).
-    **options
-        `bias`, `logit_scale`, `class_subset`, `alphas`, `ensemble`, `n_bins`, `per_sample`, `confusion`: see
-        `heads.kernels.NLLOptions`.
+        A key of `IMPLS`, or "auto" for the fastest one on the features' device (`AUTO`).
+    **options : `bias`, `logit_scale`, `class_subset`, `alphas`, `ensemble`, `n_bins`, `per_sample`, `confusion`: see
+        `heads.kernels.NLLOptions`
 
     Returns
     -------
     Tally
-        Sums and counts on the host. Those of several blocks of rows add up: ``tally_a + tally_b``.
+        Sums and counts, on the host. Tallies of several blocks of rows add up: ``tally_a + tally_b``.
 
     Raises
     ------
     HeadError
-        For shapes, dtypes or labels that do not fit, a label outside `class_subset`, no head or row, and logits that
-        are NaN or +inf.
+        For shapes, dtypes or labels that do not match, labels outside `class_subset`, no heads or rows, and logits
+        that are NaN or +inf.
     MissingExtraError
-        If `impl` names an implementation whose library is not installed.
+        If the library of `impl` is not installed.
 
     Examples
     --------
@@ -105,7 +104,7 @@ def available(problem: Problem) -> list[str]:
 
 
 def _implementation(impl: str, problem: Problem) -> Implementation:
-    """The implementation asked for, or the first of `AUTO` that can run."""
+    """The requested implementation, or the first of `AUTO` that can run."""
     if impl == "auto":
         kinds = {problem.features.dtype, *(weights.dtype for weights in problem.weights)}
         half = ", half" if kinds <= {torch.float16, torch.bfloat16} else ""

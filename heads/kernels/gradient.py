@@ -1,8 +1,8 @@
 """Cross entropy of a linear head with gradients, one block of rows at a time: logits (N, C) are never held whole.
 
-A mean or sum over rows computes its gradients in the forward pass, up to the factor that the backward pass brings: it
-takes no more products than torch does, and keeps nothing larger than the gradients. Losses per row compute their logits
-a second time in the backward pass (Chen et al. 2016, for one layer). Either way a head of 21,843 classes needs memory
+The forward pass of a mean or sum over rows also computes its gradients, up to the factor that the backward pass
+supplies: as many products as in torch, and nothing larger than the gradients is kept. Losses per row compute their
+logits again in the backward pass (Chen et al. 2016, for one layer). Either way, a head of 21,843 classes needs memory
 for a few arrays of one block.
 """
 
@@ -36,23 +36,20 @@ def linear_cross_entropy(
     """NLL of ``logit_scale * features @ weights.T + bias``, differentiable in all four.
 
     Equals ``torch.nn.functional.cross_entropy`` of these logits. Half precision is widened block by block: products,
-    log-sum-exp and sums of gradients are at least float32, and each gradient has the type of its input.
+    log-sum-exp and sums of gradients are at least float32. Each gradient has the type of its input.
 
     Parameters
     ----------
-    features : (N, D)
-    weights : (C, D)
+    features, weights : (N, D), (C, D)
     labels : (N,) class indices
     bias : (C,)
-    logit_scale
-        Already exponentiated; a tensor of one element gets a gradient.
-    reduction : {"mean", "sum", "none"}
-        "none" gives the NLL of each row, (N,).
+    logit_scale : already exponentiated; a tensor of one element gets a gradient
+    reduction : {"mean", "sum", "none"}; "none" gives the NLL of each row, (N,)
 
     Raises
     ------
     HeadError
-        For shapes, dtypes, labels or a reduction that do not fit.
+        For shapes, dtypes or labels that do not match, or an unknown reduction.
 
     Examples
     --------
@@ -73,46 +70,35 @@ def linear_cross_entropy(
         rows: Tensor = _RowLosses.apply(*inputs)
         return rows
     share = 1.0 if reduction == "sum" else 1.0 / len(features)
-    loss: Tensor = _Loss.apply(*inputs, share, torch.is_grad_enabled())
+    loss: Tensor = _Loss.apply(share, torch.is_grad_enabled(), *inputs)
     return loss
 
 
 class _Loss(torch.autograd.Function):
-    """Sum of NLL over rows, times `share`; the forward pass computes its gradients, too."""
+    """Sum of NLL over rows, times `share`; the forward pass also computes its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weights: Tensor,
-        bias: Tensor | None,
-        scale: Tensor,
-        labels: Tensor,
-        share: float,
-        fitting: bool,
-    ) -> Tensor:
-        inputs = _Inputs(features, weights, bias, scale, labels)
-        nll = torch.empty(len(labels), dtype=inputs.kind, device=features.device)
-        wants = ctx.needs_input_grad[:4] if fitting else (False,) * 4
-        ctx.save_for_backward(*inputs.sweep(wants, nll.new_full((), share).expand(len(labels)), nll))
+    def forward(ctx: Any, share: float, fitting: bool, *given: Any) -> Tensor:
+        inputs = _Inputs(*given)
+        nll = inputs.features.new_empty(len(inputs.labels), dtype=inputs.kind)
+        wants = ctx.needs_input_grad[2:6] if fitting else (False,) * 4
+        ctx.save_for_backward(*inputs.sweep(wants, nll.new_full((), share).expand(len(nll)), nll))
         return nll.sum() * share
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        return (*(None if part is None else part * grad.to(part.dtype) for part in gradients), None, None, None)
+        return (None, None, *(None if part is None else part * grad.to(part.dtype) for part in gradients), None)
 
 
 class _RowLosses(torch.autograd.Function):
-    """NLL (N,) of each row; the backward pass, which knows each row's factor, computes the logits again."""
+    """NLL (N,) of each row; the backward pass computes the logits again."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, weights: Tensor, bias: Tensor | None, scale: Tensor, labels: Tensor
-    ) -> Tensor:
-        inputs = _Inputs(features, weights, bias, scale, labels)
-        nll = torch.empty(len(labels), dtype=inputs.kind, device=features.device)
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        inputs = _Inputs(*given)
+        nll = inputs.features.new_empty(len(inputs.labels), dtype=inputs.kind)
         inputs.sweep((False,) * 4, nll, nll)
         ctx.save_for_backward(*inputs)
         return nll
@@ -134,11 +120,11 @@ class _Inputs(NamedTuple):
 
     @property
     def kind(self) -> torch.dtype:
-        """The type of all sums and products: float64 if features or weights have it, else float32."""
+        """Type of all sums and products: float64 if features or weights are, else float32."""
         return torch.float64 if torch.float64 in (self.features.dtype, self.weights.dtype) else torch.float32
 
     def sweep(self, wants: tuple[bool, ...], grad: Tensor, nll: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        """Gradients by the first four inputs where wanted, for row gradients (N,); `nll` (N,) is filled if given."""
+        """Gradients of the first four inputs where wanted, given those of the rows (N,); fills `nll` (N,) if given."""
         kind, wide = self.kind, self.weights.to(self.kind)
         to_features = torch.empty_like(self.features) if wants[0] else None
         to_weights = torch.zeros_like(wide) if wants[1] else None
@@ -163,7 +149,7 @@ class _Inputs(NamedTuple):
         return to_features, *map(_like, (to_weights, to_bias, to_scale), self[1:4])
 
     def _blocks(self, wide: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows and their logits (n, C), which may be overwritten and are valid until the next ones."""
+        """Slices of rows, and their logits (n, C) in a buffer that may be overwritten and is reused."""
         n = len(self.features)
         step = min(max(_CELLS // len(wide), 16), n)
         scratch = wide.new_empty(step, len(wide))

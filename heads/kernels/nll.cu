@@ -1,23 +1,23 @@
-// Row statistics of logits: what one warp can learn of a row while it reads every logit once.
+// Row statistics of logits; a warp reads each logit of its row once.
 //
-// A tile holds the raw products of some rows with one or more heads, float32, (rows, heads, stride): a head's columns
-// beyond `classes` are padding, there so that four logits load at once (stride is a multiple of 4). The logit of a
-// column is raw * scale + bias. A warp takes one row of one head; its lanes walk over the columns four at a time, each
-// with a running maximum, sum of exponentials, sum of their squares (for the Brier score), rank of the label and best
-// column, and meet once at the end.
+// A tile holds the raw products of some rows with one or more heads, float32, (rows, heads, stride). Columns of a head
+// beyond `classes` are padding, so that four logits load at once (stride is a multiple of 4). The logit of a column is
+// raw * scale + bias. A warp takes one row of one head. Its lanes loop over the columns, four at a time, each with its
+// own maximum, sum of exponentials, sum of their squares (for the Brier score), rank of the label and best column; a
+// reduction combines them at the end.
 //
 // Along an interpolation a warp takes one row and GROUP alphas: two logits are loaded, and each alpha has its own
-// running maximum. One bound for all of them, such as the interpolated maxima of the ends, underflows a row on which
-// the ends disagree.
+// running maximum. With a common bound, such as the interpolated maxima of the ends, a row on which the ends disagree
+// underflows.
 //
-// Logits are formed by explicit fused operations, so that the label's own logit, computed first, is the very number
-// that the walk meets again: ties are exact, and are ranked by index.
+// Logits are computed by explicit fused operations, so that the label's logit, computed first, is bit for bit the one
+// that the loop computes again: ties are exact, and are ranked by index.
 //
 // Scalars (rows, classes, ...) are int; offsets are 64-bit. Outputs are (heads or alphas, out_stride), the row last;
 // each may be null. Everything is deterministic.
 
 #ifndef GROUP
-#define GROUP 7  // alphas in registers at once; divides a grid of 21
+#define GROUP 7  // alphas in registers at once: a divisor of the usual 21
 #endif
 
 constexpr int LANES = 32;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void drop_padding(int column, int classes, float (&z)
         if (column + i >= classes) z[i] = negative_infinity();
 }
 
-// Logits that rank before the label's: the larger ones, and equal ones of earlier columns.
+// Logits that rank before the label's: larger ones, and equal ones in earlier columns.
 __device__ __forceinline__ int outranked(const float (&z)[WIDTH], int column, int label, float target) {
     int count = 0;
     if (column + WIDTH <= label) {
@@ -72,7 +72,7 @@ __device__ __forceinline__ int outranked(const float (&z)[WIDTH], int column, in
     } else if (column > label) {
 #pragma unroll
         for (int i = 0; i < WIDTH; ++i) count += z[i] > target;
-    } else {  // these four hold the label
+    } else {  // the label is one of these four
 #pragma unroll
         for (int i = 0; i < WIDTH; ++i) count += column + i < label ? z[i] >= target : z[i] > target;
     }
@@ -96,7 +96,7 @@ __device__ __forceinline__ void absorb(Running& run, const float (&z)[WIDTH], in
     }
 }
 
-// The lanes' findings in every lane: the common maximum first, so that each lane rescales once.
+// Reduce over the lanes: the common maximum first, so that each lane rescales once.
 __device__ __forceinline__ void meet(Running& run) {
     float top = run.top;
 #pragma unroll
@@ -122,7 +122,7 @@ __device__ __forceinline__ void write(const Running& run, float target, long lon
     if (out.confidence != nullptr) out.confidence[place] = whole;
     if (out.brier != nullptr) out.brier[place] = run.square * whole * whole + (1.0f - 2.0f * likely);
     if (out.rank != nullptr) out.rank[place] = run.above;
-    // A row of NaN has no best column: column 0, so that whoever counts by it stays inside; its NLL says what it is.
+    // A row of NaN has no best column. Column 0 keeps counts by column in bounds; the NLL is NaN.
     if (out.predicted != nullptr) out.predicted[place] = run.best == NO_COLUMN ? 0 : run.best;
 }
 
@@ -130,7 +130,7 @@ __device__ __forceinline__ long long warp_index() {
     return (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
 }
 
-// One warp a row and head. bias is (heads, stride) or null, scale (heads,).
+// One warp per row and head. bias is (heads, stride) or null, scale (heads,).
 extern "C" __global__ void __launch_bounds__(256)
     nll_heads(const float* __restrict__ tile, const float* __restrict__ bias, const float* __restrict__ scale,
               const long long* __restrict__ labels, int rows, int heads, int classes, int stride, long long out_stride,
@@ -158,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (lane == 0) write(run, target, head * out_stride + row, {nll, rank, confidence, brier, predicted});
 }
 
-// One warp a row and group of alphas, on tiles of two heads; bias is (2, stride) or null, scale (2,).
+// One warp per row and group of alphas, on tiles of two heads; bias is (2, stride) or null, scale (2,).
 extern "C" __global__ void __launch_bounds__(256)
     nll_alphas(const float* __restrict__ tile, const float* __restrict__ bias, const float* __restrict__ scale,
                const float* __restrict__ alphas, const long long* __restrict__ labels, int rows, int n_alphas,
@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int groups = (n_alphas + GROUP - 1) / GROUP;
     const long long warp = warp_index();
     if (warp >= static_cast<long long>(rows) * groups) return;
-    const int first = static_cast<int>(warp % groups) * GROUP;  // the groups of a row are neighbours: one reads, L1 serves
+    const int first = static_cast<int>(warp % groups) * GROUP;  // adjacent groups of a row share reads in L1
     const long long row = warp / groups;
     const int lane = threadIdx.x % LANES;
     const int label = static_cast<int>(labels[row]);

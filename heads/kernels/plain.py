@@ -1,9 +1,9 @@
 """Reference implementation in plain torch, block by block: any device, any dtype, memory for one block of one head.
 
 "reference" takes all rows as one block, "chunked" as many as the caches hold; the other implementations are tested
-against the reference. Everything runs in float64 if an input is float64, else in float32: products of half precision
-are then exact, where torch's own half-precision product on a CPU rounds its result, which at logit scale 100 moves the
-NLL visibly.
+against the reference. Everything runs in float64 if an input is float64, else in float32, in which half-precision
+products are exact. torch's own half-precision product on a CPU rounds its result, which at logit scale 100 changes the
+NLL noticeably.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from heads.kernels.tally import RowStats, Tally, row_stats
 
 @dataclass(frozen=True)
 class Plain:
-    """An implementation that computes the logits of one block of rows at a time.
-
-    `cells` is the number of logits in one block by device type; a device that is not named takes all rows at once.
-    """
+    """Computes the logits of one block of rows at a time; `cells` of them by device type, or those of all rows."""
 
     cells: Mapping[str, int] = field(default_factory=dict)
 
     def require(self, problem: Problem) -> None:
-        """It runs anywhere."""
+        """Nothing: it runs anywhere."""
 
     def run(self, problem: Problem) -> Tally:
         """The tally, block by block."""
@@ -47,7 +44,7 @@ def _block(problem: Problem) -> Tally:
 
 
 def head_logits(problem: Problem) -> Iterator[torch.Tensor]:
-    """Logits (n, C) of each head of the result, one after another; two products serve all alphas."""
+    """Logits (n, C) of each head of the result, one after another; all alphas share two products."""
     if problem.alphas is not None:
         first, second = _given_logits(problem)
         for alpha in problem.alphas:
@@ -64,7 +61,7 @@ def head_logits(problem: Problem) -> Iterator[torch.Tensor]:
 
 
 def _given_logits(problem: Problem) -> Iterator[torch.Tensor]:
-    """Logits (n, C) of each head that was given."""
+    """Logits (n, C) of each given head."""
     X = problem.features.to(problem.dtype)
     for weights, bias, scale in zip(problem.weights, problem.biases, problem.scales, strict=True):
         logits = torch.mm(X, weights.to(problem.dtype).T)

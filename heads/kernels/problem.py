@@ -11,8 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.kernels.calibration_bins import CALIBRATION_BINS
-from heads.kernels.tally import RowStats, Tally
+from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally
 
 Values: TypeAlias = ArrayLike | torch.Tensor
 """A tensor, or any array-like."""
@@ -26,23 +25,20 @@ class NLLOptions(TypedDict, total=False):
     Attributes
     ----------
     bias : (C,), (H, C) or a list of H entries (C,) or None
-        Added to the logits; -inf masks a class out. Default: none.
+        Added to the logits; -inf masks a class. Default: none.
     logit_scale : float or H of them
         Factor on the products, already exponentiated. Default: 1.
     class_subset : (S,) indices
-        Classes to keep, in this order: the softmax runs over them alone, and classes of the result are positions in
-        this list.
+        Classes to keep, in this order: the softmax is over them alone, and the result's classes are positions in this
+        list.
     alphas : K numbers
-        The result has K heads, ``(1 - a) * logits of head 0 + a * logits of head 1``, from exactly two heads; all of
-        them together cost two products.
+        The result has K heads, ``(1 - a) * logits of head 0 + a * logits of head 1``, from exactly two heads; all K
+        together cost two products.
     ensemble : {"logits", "probabilities"}
         The H heads (of T templates, say) become one: the mean of their logits, or of their softmax probabilities.
-    n_bins : int
-        Calibration bins. Default: `CALIBRATION_BINS`.
-    per_sample : bool
-        Also keep NLL and rank of each row, (H, N).
-    confusion : bool
-        Also count (label, predicted class) pairs, (H, C, C).
+    n_bins : calibration bins; default `CALIBRATION_BINS`
+    per_sample : also keep NLL and rank of each row, (H, N)
+    confusion : also count (label, predicted class) pairs, (H, C, C)
     """
 
     bias: Values | Sequence[Values | None] | None
@@ -63,11 +59,11 @@ class Problem:
     ----------
     features : (N, D) floating
     weights : H tensors (C, D) floating; heads of one array are views of it
-    labels : (N,) int64 in [0, C), checked
-    biases : H tensors (C,) float32 (float64 where `dtype` is), or None for a head without
+    labels : (N,) int64 in [0, C)
+    biases : H tensors (C,) float32 (float64 if `dtype` is), or None for a head without bias
     scales : H numbers, already exponentiated; ``logits = scale * features @ weights.T + bias``
     alphas : K coefficients of the two heads, or None
-    mean_probabilities : whether the H heads are one head whose probabilities are their mean
+    mean_probabilities : whether the H heads form one, with the mean of their probabilities
     n_bins, per_sample, confusion : as in `NLLOptions`
     """
 
@@ -96,7 +92,7 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of everything after the product: float32, or float64 where an input is."""
+        """Type of everything after the product: float32, or float64 if an input is."""
         kinds = {self.features.dtype, *(w.dtype for w in self.weights)}
         return torch.float64 if torch.float64 in kinds else torch.float32
 
@@ -109,7 +105,7 @@ class Problem:
         return Tally.of_rows(rows, self.labels, self.n_classes, n_bins=self.n_bins, per_sample=self.per_sample)
 
     def refuse_nan(self, nll: NDArray[np.float64]) -> None:
-        """Raise where the NLL sum (H,) of a head is NaN, naming rows of features that are not finite."""
+        """Raise HeadError if the NLL sum (H,) of a head is NaN, naming rows of features that are not finite."""
         if not np.isnan(nll).any():
             return
         bad = (~torch.isfinite(self.features).all(dim=1)).nonzero()[:10, 0].tolist()
@@ -123,7 +119,7 @@ class Problem:
 def pose(
     features: Values, weights: Values | Sequence[Values], labels: Values, **options: Unpack[NLLOptions]
 ) -> Problem:
-    """The `Problem` of the arguments of `linear_nll`, which documents them and what is refused."""
+    """The `Problem` for the arguments of `linear_nll`, which documents them and what is refused."""
     known = NLLOptions.__annotations__
     if unknown := sorted(options.keys() - known.keys()):
         raise TypeError(f"unexpected keyword arguments {unknown}; expected {', '.join(known)}")
@@ -139,7 +135,10 @@ def pose(
         biases = tuple(None if b is None else b[index] for b in biases)
         targets = _positions(targets, index)
     else:
-        _check_range(targets, heads[0].shape[0])
+        low, high = (int(v) for v in torch.aminmax(targets))
+        if low < 0 or high >= heads[0].shape[0]:
+            expected = f"expected [0, {heads[0].shape[0] - 1}]; drop rows without a label"
+            raise HeadError(f"labels lie in [{low}, {high}], {expected}")
     problem = Problem(
         X,
         heads,
@@ -159,20 +158,22 @@ def pose(
 
 
 def _floating(value: object, what: str) -> torch.Tensor:
-    """A detached floating tensor of any array-like; arrays are shared, not copied, where torch can."""
-    tensor = value.detach() if isinstance(value, torch.Tensor) else _shared(np.asarray(value))
+    """A detached floating-point tensor of any array-like, without a copy where torch can share the memory."""
+    tensor = _tensor(value)
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise HeadError(f"{what} are {tensor.dtype}, expected float16, bfloat16, float32 or float64")
     return tensor
 
 
-def _shared(array: NDArray[np.generic]) -> torch.Tensor:
-    """A tensor on the memory of an array, which may be a read-only map or a broadcast: nothing is written to it."""
-    if array.dtype.kind not in "fiu" or not array.dtype.isnative or any(step < 0 for step in array.strides):
-        array = array.astype(array.dtype.newbyteorder("=")) if array.dtype.kind in "fiu" else array
-        array = np.ascontiguousarray(array)
+def _tensor(value: object) -> torch.Tensor:
+    """A tensor that shares memory with an array, even a read-only map or a broadcast: nothing is written to it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if not array.dtype.isnative or any(step < 0 for step in array.strides):
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     if not array.flags.writeable:
-        array = np.asarray(_Writeable(array))  # torch warns of views of read-only memory
+        array = np.asarray(_Writeable(array))  # torch warns about views of read-only memory
     try:
         return torch.from_numpy(array)
     except TypeError as error:
@@ -240,7 +241,7 @@ def _alphas(alphas: Sequence[float], problem: Problem) -> tuple[float, ...]:
 
 
 def _ensemble(problem: Problem, ensemble: str, alphas: Sequence[float] | None) -> Problem:
-    """One head from many: a mean of logits is a head of mean weights, a mean of probabilities is not linear."""
+    """One head from many: a mean of logits is a linear head with mean weights; a mean of probabilities is not."""
     if ensemble not in ("logits", "probabilities") or alphas is not None:
         raise HeadError(f"got ensemble={ensemble!r}; expected 'logits' or 'probabilities', and no alphas with it")
     if ensemble == "probabilities":
@@ -256,16 +257,10 @@ def _ensemble(problem: Problem, ensemble: str, alphas: Sequence[float] | None) -
 
 
 def _labels(labels: Values, X: torch.Tensor) -> torch.Tensor:
-    tensor = labels.detach() if isinstance(labels, torch.Tensor) else _shared(np.asarray(labels))
+    tensor = _tensor(labels)
     if tensor.is_floating_point() or tensor.dtype == torch.bool or tuple(tensor.shape) != (len(X),):
         raise HeadError(f"labels are {tuple(tensor.shape)} {tensor.dtype}, expected ({len(X)},) class indices")
     return tensor.to(X.device, torch.int64)
-
-
-def _check_range(labels: torch.Tensor, n_classes: int) -> None:
-    low, high = (int(v) for v in torch.aminmax(labels))
-    if low < 0 or high >= n_classes:
-        raise HeadError(f"labels lie in [{low}, {high}], expected [0, {n_classes - 1}]; drop rows without a label")
 
 
 def _subset(class_subset: Values, n_classes: int, device: torch.device) -> torch.Tensor:
@@ -278,7 +273,7 @@ def _subset(class_subset: Values, n_classes: int, device: torch.device) -> torch
 
 
 def _positions(labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Position of each label in the subset."""
+    """Index of each label in the subset."""
     size = int(index.max()) + 1
     lookup = torch.full((size + 1,), -1, dtype=torch.int64, device=labels.device)
     lookup[index] = torch.arange(len(index), device=labels.device)

@@ -1,10 +1,10 @@
 """Metrics of scores (N, L) for multi-label targets (N, L): average precision, AUROC, F1 at thresholds.
 
-Targets are 1, 0, or -1 where unknown; unknown entries are left out. A class without a positive has no average precision
-and no best threshold, one without a positive or without a negative no AUROC: their values are NaN.
+Targets are 1, 0, or -1 for unknown entries, which are ignored. Undefined values are NaN: average precision and best
+threshold of a class without positives, and AUROC of one without positives or without negatives.
 
-Average precision is the sum over distinct scores, from the highest on, of precision times the step in recall, without
-interpolation; rows of one score stand together (``sklearn.metrics.average_precision_score``).
+Average precision is the sum over distinct scores, in descending order, of precision times the step in recall, without
+interpolation; rows with equal scores are taken together (``sklearn.metrics.average_precision_score``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Targets = NDArray[np.integer]
 
 
 class Ranked(NamedTuple):
-    """Known rows of one class by falling score, at the last row of each distinct score: scores, hits, rows so far."""
+    """Known rows of one class by descending score: scores, hits and rows up to the last row of each distinct score."""
 
     scores: Float
     hits: Float
@@ -31,7 +31,7 @@ class Ranked(NamedTuple):
 
     @classmethod
     def of(cls, scores: Scores, targets: Targets) -> Ranked:
-        """Of scores (n,) and targets (n,)."""
+        """Rank scores (n,) with targets (n,)."""
         known = targets >= 0
         values, labels = scores[known].astype(np.float64), targets[known].astype(np.float64)
         order = np.argsort(-values, kind="stable")
@@ -42,22 +42,22 @@ class Ranked(NamedTuple):
         return cls(values[ends], hits[ends], ends.astype(np.float64) + 1.0, positives, len(values) - positives)
 
     def average_precision(self) -> float:
-        """Average precision."""
+        """Average precision, NaN without positives."""
         if not self.positives:
             return float("nan")
         steps = np.diff(self.hits, prepend=0.0)
         return float((steps * self.hits / self.rows).sum() / self.positives)
 
     def auroc(self) -> float:
-        """Share of pairs of a positive and a negative in which the positive scores higher; ties count half."""
+        """Fraction of pairs of a positive and a negative in which the positive scores higher; ties count half."""
         if not self.positives or not self.negatives:
             return float("nan")
         steps, misses = np.diff(self.hits, prepend=0.0), self.rows - self.hits
-        above = misses - np.diff(misses, prepend=0.0) / 2.0  # negatives above, those of the same score by half
+        above = misses - np.diff(misses, prepend=0.0) / 2.0  # negatives above, plus half of those with equal scores
         return float(1.0 - (steps * above).sum() / (self.positives * self.negatives))
 
     def best_threshold(self) -> float:
-        """The score from which on to predict, for the largest F1; of equal ones the highest, between two scores."""
+        """Threshold of the largest F1, halfway between two scores; the highest such threshold."""
         if not self.positives:
             return float("nan")
         best = int(np.argmax(2.0 * self.hits / (self.rows + self.positives)))
@@ -66,7 +66,7 @@ class Ranked(NamedTuple):
 
 
 def by_class(scores: Scores, targets: Targets, value: Callable[[Ranked], float]) -> Float:
-    """A value of each class (L,).
+    """A metric of each class (L,).
 
     Examples
     --------
@@ -81,8 +81,8 @@ def by_class(scores: Scores, targets: Targets, value: Callable[[Ranked], float])
 def best_thresholds(scores: Scores, targets: Targets, *, per_class: bool = True) -> Float:
     """Thresholds (L,) of the largest F1 of each class, or of the largest micro F1.
 
-    A class without a positive, or without a negative, gets the threshold of the largest micro F1, that of all entries
-    together. Where there is no positive at all, thresholds are infinite.
+    A class without positives or without negatives gets the threshold of the largest micro F1, over all entries. Without
+    any positive, thresholds are infinite.
     """
     together = Ranked.of(scores.reshape(-1), targets.reshape(-1)).best_threshold()
     everywhere = np.full(scores.shape[1], np.inf if np.isnan(together) else together)
@@ -93,7 +93,7 @@ def best_thresholds(scores: Scores, targets: Targets, *, per_class: bool = True)
 
 
 class Decisions(NamedTuple):
-    """Counts (L,) of decisions at thresholds, and the share of rows that are right in every known class."""
+    """Counts (L,) of decisions at thresholds, and the fraction of rows that are right in every known class."""
 
     hits: Float
     false_alarms: Float
@@ -102,7 +102,7 @@ class Decisions(NamedTuple):
 
     @classmethod
     def of(cls, scores: Scores, targets: Targets, thresholds: Float) -> Decisions:
-        """Of scores and targets (N, L); rows without a known target do not count for the subset accuracy."""
+        """Decide from scores (N, L) with targets (N, L); rows without known targets are not in the subset accuracy."""
         said, known = scores >= thresholds, targets >= 0
         true = targets == 1
         right = (said == true) | ~known
@@ -114,11 +114,11 @@ class Decisions(NamedTuple):
 
     @property
     def f1(self) -> Float:
-        """F1 of each class, 0 where it is neither there nor predicted."""
+        """F1 of each class, 0 for a class without positives or predictions."""
         return _ratio(2.0 * self.hits, 2.0 * self.hits + self.false_alarms + self.misses)
 
     def micro(self) -> tuple[float, float, float]:
-        """Precision, recall and F1 of all entries together."""
+        """Precision, recall and F1 over all entries."""
         hits, alarms, misses = self.hits.sum(), self.false_alarms.sum(), self.misses.sum()
         parts = (hits, hits + alarms), (hits, hits + misses), (2.0 * hits, 2.0 * hits + alarms + misses)
         precision, recall, f1 = (float(_ratio(np.array([top]), np.array([bottom]))[0]) for top, bottom in parts)
@@ -143,7 +143,7 @@ def _ratio(top: Float, bottom: Float) -> Float:
 
 
 def mean_of_defined(values: Float, weights: Float | None = None) -> float:
-    """(Weighted) mean of the values that are not NaN; NaN without one."""
+    """(Weighted) mean of the values that are not NaN; NaN if there are none."""
     defined = ~np.isnan(values)
     if not defined.any() or (weights is not None and not weights[defined].any()):
         return float("nan")
@@ -155,4 +155,4 @@ SELECTION: dict[str, Callable[[Scores, Targets], float]] = {
     "map_micro": lambda scores, targets: Ranked.of(scores.reshape(-1), targets.reshape(-1)).average_precision(),
     "nll": lambda scores, targets: -binary_nll(scores, targets),
 }
-"""What hyper-parameters of multi-label heads are chosen by; larger is better."""
+"""Criteria for the hyper-parameters of multi-label heads; larger is better."""

@@ -1,7 +1,7 @@
-"""`row_stats` of a block of logits, and the `Tally` of sums and counts that blocks of rows add up to.
+"""`row_stats` of a block of logits, and `Tally`: sums and counts, which add up over blocks of rows.
 
-Every implementation in `heads.kernels.IMPLS` ends in a `Tally`, and so does the evaluation of
-other heads. The metrics themselves are described in `heads.evaluation.metrics`.
+Every implementation in `heads.kernels.IMPLS` returns a `Tally`, and so does the evaluation of other heads.
+`heads.evaluation.metrics` describes the metrics.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.kernels.calibration_bins import CALIBRATION_BINS, bins_of, calibration_errors
 from heads.solvers.primitives import as_tensor
 
 CAP = 1e-8
-"""Added to a probability before its logarithm: Lipsum-FT's test NLL, at most 18.42 per row."""
+"""Added to a probability before its logarithm, as in Lipsum-FT's test NLL: at most 18.42 per row."""
+
+CALIBRATION_BINS = 15
+"""Number of bins of the confidence, for the expected calibration error (ECE)."""
+
+_UNITS = 2.0**40
+"""Units of a confidence; a float32 one of at least 2**-16 is a whole number of them."""
 
 
 class RowStats(NamedTuple):
     """Statistics of n rows under one head (n,) or several (H, n).
 
-    NLL in nats, rank of the label (0 is best), confidence (largest probability), Brier score, and the predicted class,
-    which is None unless it was asked for.
+    NLL in nats, rank of the label (0 is best), confidence (largest probability), Brier score, and the predicted class
+    if it was asked for.
     """
 
     nll: torch.Tensor
@@ -47,9 +52,9 @@ class RowStats(NamedTuple):
 def row_stats(logits: torch.Tensor, labels: torch.Tensor, *, predicted: bool = False) -> RowStats:
     """Statistics of each row of logits (n, C), with one exponential per logit.
 
-    Equal logits rank by class index, as in argmax. Half precision is widened first: at logit scale 100 its rounding
-    moves the NLL visibly. Minus infinity masks a class out. A row with a NaN or +inf logit, or with all classes masked,
-    gets a NaN NLL.
+    Ties rank by class index, as in argmax. Half precision is widened first: at logit scale 100 its rounding changes
+    the NLL noticeably. Minus infinity masks a class. A row with a NaN or +inf logit, or with all classes masked, has an
+    NLL of NaN.
 
     Examples
     --------
@@ -59,15 +64,15 @@ def row_stats(logits: torch.Tensor, labels: torch.Tensor, *, predicted: bool = F
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     target, largest = logits.gather(1, labels[:, None]), logits.amax(1, keepdim=True)
-    # Exponentials below the normal numbers add nothing to a sum of at least 1, and cost 15 times as much.
+    # Subnormal exponentials would add nothing to a sum of at least 1, and cost 15 times as much.
     lowest = math.log(torch.finfo(logits.dtype).tiny) + 1
     terms = (logits - largest).clamp_(min=lowest).exp_()
     total = terms.sum(1).double()
     nll = total.log() + (largest.double() - target)[:, 0]
     squares = torch.linalg.vecdot(terms, terms).double() / total.square()
-    brier = (squares - 2 * (-nll).exp() + 1).clamp_(min=0)  # where the label is certain, rounding leaves less than 0
+    brier = (squares - 2 * (-nll).exp() + 1).clamp_(min=0)  # rounding may go below 0
 
-    # Comparisons go into the floating-point buffer: torch writes and sums booleans several times slower.
+    # Comparisons go into the floating-point buffer: torch writes and sums booleans several times more slowly.
     rank = torch.gt(logits, target, out=terms).sum(1).long()
     tied = (torch.eq(logits, target, out=terms).sum(1) > 1).nonzero()[:, 0]
     if len(tied):
@@ -77,13 +82,7 @@ def row_stats(logits: torch.Tensor, labels: torch.Tensor, *, predicted: bool = F
 
 
 def stats_of_arrays(logits: NDArray[np.floating], labels: NDArray[np.integer], *, predicted: bool = False) -> RowStats:
-    """`row_stats` of arrays in memory.
-
-    Raises
-    ------
-    HeadError
-        If a row has a NaN or +inf logit, or nothing but -inf.
-    """
+    """`row_stats` of arrays; raises HeadError if a row has a NaN or +inf logit, or nothing but -inf."""
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     found = row_stats(torch.from_numpy(logits), targets, predicted=predicted)
     if bool(found.nll.isnan().any()):
@@ -94,19 +93,18 @@ def stats_of_arrays(logits: NDArray[np.floating], labels: NDArray[np.integer], *
 
 @dataclass(eq=False)
 class Tally:
-    """Sums and counts of H heads over n rows, as arrays; ``a + b`` is the tally of both sets of rows.
+    """Sums and counts of H heads over n rows; ``a + b`` is the tally of both sets of rows.
 
     Attributes
     ----------
     nll, nll_capped, brier : (H,) float64 sums over rows; NLL in nats, Brier score ``sum_c (p_c - [c = y])**2``
-    top5 : (H,) int64, rows whose label ranks among the first five; ties rank by class index
+    top5 : (H,) int64, rows whose label is among the top five; ties rank by class index
     class_rows : (C,) int64, rows of each class
     class_hits : (H, C) int64, rows of each class whose label ranks first
     bin_rows, bin_hits : (H, B) int64, rows and hits by confidence (largest probability)
     bin_confidence : (H, B) float64, sum of confidences
     confusion : (H, C, C) int64, [label, predicted class], or None
-    row_nll : (H, n), or None
-    row_rank : (H, n) int64, or None
+    row_nll, row_rank : (H, n), the latter int64, or None
     """
 
     nll: NDArray[np.float64]
@@ -125,19 +123,9 @@ class Tally:
     @classmethod
     def zeros(cls, n_heads: int, n_classes: int, *, n_bins: int = CALIBRATION_BINS, confusion: bool = False) -> Tally:
         """The tally of H heads over no rows."""
-        counts, bins = np.zeros(n_heads, np.int64), np.zeros((n_heads, n_bins), np.int64)
-        return cls(
-            nll=np.zeros(n_heads),
-            nll_capped=np.zeros(n_heads),
-            brier=np.zeros(n_heads),
-            top5=counts,
-            class_rows=np.zeros(n_classes, np.int64),
-            class_hits=np.zeros((n_heads, n_classes), np.int64),
-            bin_rows=bins,
-            bin_hits=bins.copy(),
-            bin_confidence=np.zeros((n_heads, n_bins)),
-            confusion=np.zeros((n_heads, n_classes, n_classes), np.int64) if confusion else None,
-        )
+        none = torch.zeros(n_heads, 0)
+        rows = RowStats(none, none.long(), none, none, none.long() if confusion else None)
+        return cls.of_rows(rows, torch.zeros(0), n_classes, n_bins=n_bins)
 
     @classmethod
     def of_rows(
@@ -149,7 +137,7 @@ class Tally:
         n_bins: int = CALIBRATION_BINS,
         per_sample: bool = False,
     ) -> Tally:
-        """The tally of statistics (H, n) of rows with labels (n,), on any device; predicted classes give `confusion`.
+        """The tally of statistics (H, n) of rows with labels (n,), on any device; with predictions also `confusion`.
 
         Examples
         --------
@@ -160,7 +148,7 @@ class Tally:
         labels, nll = as_tensor(labels).long(), rows.nll.double()
         n_heads, hit = len(nll), (rows.rank == 0).long()
         cells = torch.arange(n_heads, device=labels.device)[:, None] * n_classes + labels
-        # Confidences are added up as whole numbers, whose sum has the same bits in every order: a GPU adds in any.
+        # Confidences are summed as integers, so the result does not depend on the order in which a GPU adds.
         units = (rows.confidence.double() * _UNITS).round_().long()
         places = bins_of(rows.confidence, n_bins)
         places += torch.arange(n_heads, device=labels.device)[:, None] * n_bins
@@ -189,17 +177,14 @@ class Tally:
     def joined(cls, tallies: Iterable[Tally]) -> Tally:
         """The tally of many blocks, in order; per-row values are kept if every block has them, and copied once."""
         total: Tally | None = None
-        nll, rank, per_row = [], [], True
+        rows = []
         for tally in tallies:
-            if tally.row_nll is not None and tally.row_rank is not None:
-                nll.append(tally.row_nll)
-                rank.append(tally.row_rank)
-            else:
-                per_row = False
-            total = tally.without_rows() if total is None else total._plus(tally)
+            rows.append((tally.row_nll, tally.row_rank))
+            total = replace(tally, row_nll=None, row_rank=None) if total is None else total._plus(tally)
         if total is None:
             raise HeadError("no rows were evaluated; give at least one block")
-        if per_row:
+        nll, rank = ([values for values in column if values is not None] for column in zip(*rows, strict=True))
+        if len(nll) == len(rank) == len(rows):
             total.row_nll, total.row_rank = np.concatenate(nll, axis=1), np.concatenate(rank, axis=1)
         return total
 
@@ -224,27 +209,16 @@ class Tally:
     @property
     def top1(self) -> NDArray[np.int64]:
         """(H,) rows whose label ranks first."""
-        hits: NDArray[np.int64] = self.class_hits.sum(axis=1)
-        return hits
+        return np.asarray(self.class_hits.sum(axis=1))
 
     @property
     def sums(self) -> dict[str, NDArray[Any]]:
         """The arrays that add up over rows, by name."""
-        arrays: dict[str, NDArray[Any]] = vars(self.without_rows())
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    def without_rows(self) -> Tally:
-        """The sums and counts alone."""
-        return replace(self, row_nll=None, row_rank=None)
+        per_row = ("row_nll", "row_rank")
+        return {name: array for name, array in vars(self).items() if array is not None and name not in per_row}
 
     def results(self) -> list[dict[str, float]]:
-        """The metrics of each head, in the order of `heads.evaluation.metrics.METRICS`.
-
-        Raises
-        ------
-        HeadError
-            If there are no rows.
-        """
+        """The metrics of each head, in the order of `heads.evaluation.metrics.METRICS`; HeadError without rows."""
         if not self.n:
             raise HeadError("no rows were evaluated; the store has no valid row")
         present = self.class_rows > 0
@@ -255,22 +229,32 @@ class Tally:
             "nll": self.nll / self.n,
             "nll_capped": self.nll_capped / self.n,
             "brier": self.brier / self.n,
-            "ece": calibration_errors(self.bin_hits, self.bin_confidence, self.n),
+            "ece": np.abs(self.bin_hits - self.bin_confidence).sum(axis=1) / self.n,
         }
         return [{key: float(values[h]) for key, values in columns.items()} for h in range(len(self.nll))]
 
 
-_UNITS = 2.0**40  # of a confidence: a float32 one of at least 2**-16 is a whole number of them
+def bins_of(confidences: torch.Tensor, n_bins: int = CALIBRATION_BINS) -> torch.Tensor:
+    """Index (int64) of the bin of each confidence, the largest probability of a row; `heads.kernels.cpu` does the same.
+
+    Bins have equal width and are closed on the right (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+    Examples
+    --------
+    >>> bins_of(torch.tensor([0.2, 0.5, 0.51, 1.0]), n_bins=2).tolist()
+    [0, 0, 1, 1]
+    """
+    return (torch.ceil(confidences.double() * n_bins).long() - 1).clamp_(0, n_bins - 1)
 
 
 def _sums(places: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Sums (int64) of whole numbers by cell of an array of this shape; on a GPU, without waiting for it."""
+    """Integer sums by cell of an array of this shape; on a GPU, without waiting for it."""
     found = values.new_zeros(math.prod(shape))
     return found.index_add_(0, places.flatten(), values.flatten()).view(shape)
 
 
 def _on_host(sums: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
-    """The arrays of these tensors; those on a GPU come in one copy."""
+    """Tensors as arrays; those on a GPU are copied together."""
     if not sums["nll"].is_cuda:
         return {name: values.numpy() for name, values in sums.items()}
     return _in_one_copy(sums)

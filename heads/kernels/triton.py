@@ -1,17 +1,17 @@
-"""Row statistics on a GPU from one fused kernel: product on the tensor cores, online log-sum-exp in registers.
+"""Row statistics on a GPU in one fused kernel: products on tensor cores, online log-sum-exp in registers.
 
-No logit is ever written to memory. A block of rows takes BLOCK_C classes at a time; maximum, sums, rank and best column
-are carried from one to the next. The price is that the label's logit must be known before the walk: one more product
+No logit is ever written to memory. A block of rows takes BLOCK_C classes at a time, and carries maximum, sums, rank and
+best column from one step to the next. The price is that the label's logit must be known beforehand: one more product
 with the labels' own weights, BLOCK_N columns beside every C.
 
-What the tensor cores leave to do decides the time, so a logit gets few other operations (11 on Hopper GPUs, 14 with the
-best column; a test counts them). Scale, bias and the minus infinity of columns beyond the classes are one fused
-multiply-add, and so is the argument of an exponential; comparisons are counted as floating-point numbers; no column
-number is compared with a label; the lanes that share a row keep statistics of their own until the end. Columns that tie
-with the label's are only counted, and blocks of rows with such a tie walk over the classes once more to rank them by
-index.
+The time is determined by what tensor cores do not do, so each logit gets few other operations (11 on Hopper GPUs, 14
+with the best column; a test counts them). Scale, bias and the minus infinity of columns beyond the classes are one
+fused multiply-add, and so is the argument of an exponential. Comparisons are counted as floating-point numbers, and no
+column index is compared with a label. The lanes that share a row keep separate statistics until the end. Columns that
+tie with the label are only counted; blocks of rows with such a tie make a second pass over the classes, which ranks
+ties by index.
 
-Along an interpolation of two heads a block takes both products once, and `GROUP` alphas from them.
+Along an interpolation of two heads, a block takes both products once, and `GROUP` alphas from them.
 """
 
 from __future__ import annotations
@@ -26,27 +26,15 @@ import triton.language as tl
 
 from featcache.errors import HeadError
 from featcache.processes import tf32_allowed
-from heads.kernels.cuda import Packed, blocks, pack
+from heads.kernels.cuda import Packed, blocks, pack, require_plain
 from heads.kernels.problem import Problem
 from heads.kernels.tally import RowStats, Tally
 
+# Upper-case arguments are compile-time constants, in the kernels and in the functions that they call.
+
 
 @triton.jit
-def _logits(
-    x_rows,
-    w_rows,
-    bias,
-    begin,
-    first,
-    classes,
-    factor,
-    D: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def _logits(x_rows, w_rows, bias, begin, first, classes, factor, D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D):
     """Logits (BLOCK_N, BLOCK_C), minus infinity beyond the classes: one operation per logit."""
     total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for k in range(0, D, BLOCK_D):
@@ -60,17 +48,8 @@ def _logits(
 
 
 @triton.jit
-def _own(
-    x_rows,
-    w_head,
-    begin,
-    label,
-    D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Raw products (BLOCK_N,) of rows with the weights of their labels: the diagonal of one more product."""
+def _own(x_rows, w_head, begin, label, D, PRECISION, BLOCK_N, BLOCK_D):
+    """Raw products (BLOCK_N,) of rows with the weights of their labels: the diagonal of another product."""
     products = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)
     w_rows = w_head + label.to(tl.int64) * D
     for first in range(0, D, BLOCK_D):
@@ -82,22 +61,22 @@ def _own(
 
 
 @triton.jit
-def _by_lane(values, BLOCK_C: tl.constexpr):
-    """(n, BLOCK_C) as (n, BLOCK_C / 8, 4, 2): which of the four lanes of a row holds a column, on tensor cores."""
+def _by_lane(values, BLOCK_C):
+    """(n, BLOCK_C) as (n, BLOCK_C / 8, 4, 2): on tensor cores, axis 2 is the lane that holds a column of a row."""
     return tl.reshape(values, (values.shape[0], BLOCK_C // 8, 4, 2))
 
 
 @triton.jit
 def _in_lane(values):
-    """Sums (n, 4) over what each lane holds, without a word between lanes."""
+    """Sums (n, 4) within each lane, without communication between lanes."""
     return tl.sum(tl.sum(values, 3), 1)
 
 
 @triton.jit
-def _absorb(z, target, first, top, total, square, above, level, best, PREDICT: tl.constexpr, BLOCK_C: tl.constexpr):
+def _absorb(z, target, first, top, total, square, above, level, best, PREDICT, BLOCK_C):
     """Running statistics (BLOCK_N, 4) of rows, by lane, after another block of their logits (BLOCK_N, BLOCK_C).
 
-    Lanes meet once, at the end: in every block, that would be a fifth of all instructions.
+    Lanes are reduced once, at the end: doing so in every block would take a fifth of all instructions.
     """
     z, target = _by_lane(z, BLOCK_C), target[:, None, None, None]
     above += _in_lane((z > target).to(tl.float32))
@@ -117,30 +96,15 @@ def _absorb(z, target, first, top, total, square, above, level, best, PREDICT: t
 
 
 @triton.jit
-def _store(
-    nll,
-    rank,
-    confidence,
-    brier,
-    predicted,
-    place,
-    inside,
-    target,
-    top,
-    total,
-    square,
-    above,
-    best,
-    PREDICT: tl.constexpr,
-):
-    """Bring the lanes together, and write the statistics of rows."""
+def _store(nll, rank, confidence, brier, predicted, place, inside, target, top, total, square, above, best, PREDICT):
+    """Reduce the lanes, and write the statistics of rows."""
     whole_top = tl.max(top, 1)
     shrink = tl.exp(top - whole_top[:, None])
     total_of = tl.sum(total * shrink, 1)
     share = 1.0 / total_of
     likely = tl.exp(target - whole_top) * share
     loss = tl.log(total_of) + (whole_top - target)
-    tl.store(nll + place, tl.where(whole_top > -1e29, loss, float("nan")), mask=inside)  # nothing but padding
+    tl.store(nll + place, tl.where(whole_top > -1e29, loss, float("nan")), mask=inside)  # NaN if only padding
     tl.store(rank + place, tl.sum(above, 1).to(tl.int32), mask=inside)
     tl.store(confidence + place, share, mask=inside)
     brier_of = tl.sum(square * shrink * shrink, 1) * share * share + (1.0 - 2.0 * likely)
@@ -152,33 +116,15 @@ def _store(
 
 @triton.jit
 def nll_fused(
-    features,
-    weights,
-    bias,
-    scale,
-    labels,
-    nll,
-    rank,
-    confidence,
-    brier,
-    predicted,
-    n,
-    classes,
-    stride,
-    feature_stride,
-    D: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PREDICT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    features, weights, bias, scale, labels, nll, rank, confidence, brier, predicted, n, classes, stride, feature_stride,
+    D: tl.constexpr, HAS_BIAS: tl.constexpr, PREDICT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """Statistics of BLOCK_N rows under head `program_id(1)`.
 
     features (n, D) with `feature_stride` between rows; weights (H * stride, D); bias (H, stride); scale (H,); outputs
-    (H, n). The label's logit is the diagonal of a product of the rows with their labels' weights: it rounds as the
-    walk over the classes does, so ties stay ties.
+    (H, n). The label's logit comes from the diagonal of a product, which rounds as the loop over the classes does, so
+    ties stay ties.
     """
     head = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(0) * BLOCK_N
@@ -193,7 +139,7 @@ def nll_fused(
     own = _own(x_rows, w_head, begin, label, D, PRECISION, BLOCK_N, BLOCK_D)
     target = tl.fma(own, factor, tl.load(b_head + label)) if HAS_BIAS else own * factor
 
-    # Counts are float32 too, which holds those up to 2**24, and adds them in one operation.
+    # Counts are float32, too: exact up to 2**24, and added in one operation.
     zeros = tl.zeros((BLOCK_N, 4), tl.float32)
     top = tl.full((BLOCK_N, 4), -1e29, tl.float32)
     total, square, above, level = zeros, zeros, zeros, zeros
@@ -206,7 +152,7 @@ def nll_fused(
             z, target, first, top, total, square, above, level, best, PREDICT, BLOCK_C
         )
 
-    # Other classes with the label's logit rank before it if they come earlier: rare, and counted by another walk.
+    # Earlier classes with the label's logit rank before it: rare, and counted in a second pass.
     tied = inside & (tl.sum(level - above, 1) > 1)
     if tl.max(tied.to(tl.int32), 0) > 0:
         for first in range(0, classes, BLOCK_C):
@@ -217,50 +163,21 @@ def nll_fused(
             earlier = (z == target[:, None]) & (column[None, :] < label[:, None])
             above += _in_lane(_by_lane(earlier.to(tl.float32), BLOCK_C))
 
-    _store(
-        nll,
-        rank,
-        confidence,
-        brier,
-        predicted,
-        head * n + row,
-        inside,
-        target,
-        top,
-        total,
-        square,
-        above,
-        best,
-        PREDICT,
-    )
+    place = head * n + row
+    _store(nll, rank, confidence, brier, predicted, place, inside, target, top, total, square, above, best, PREDICT)
 
 
 @triton.jit
 def _ends(
-    x_rows,
-    w_one,
-    w_two,
-    bias,
-    stride,
-    begin,
-    first,
-    classes,
-    factor_one,
-    factor_two,
-    D: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    x_rows, w_rows, bias, stride, begin, first, classes, factor, D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D
 ):
     """Logits (BLOCK_N, BLOCK_C) of two heads; beyond the classes -1e30, which every interpolation keeps."""
     one = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     two = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for k in range(0, D, BLOCK_D):
         x = x_rows.load([begin, k])
-        one = tl.dot(x, w_one.load([first, k]).T, one, input_precision=PRECISION)
-        two = tl.dot(x, w_two.load([first, k]).T, two, input_precision=PRECISION)
+        one = tl.dot(x, w_rows[0].load([first, k]).T, one, input_precision=PRECISION)
+        two = tl.dot(x, w_rows[1].load([first, k]).T, two, input_precision=PRECISION)
     column = first + tl.arange(0, BLOCK_C)
     if HAS_BIAS:
         shift_one = tl.load(bias + column, mask=column < classes, other=-1e30)
@@ -268,105 +185,63 @@ def _ends(
     else:
         shift_one = tl.where(column < classes, 0.0, -1e30)
         shift_two = shift_one
-    return tl.fma(one, factor_one, shift_one[None, :]), tl.fma(two, factor_two, shift_two[None, :])
+    return tl.fma(one, factor[0], shift_one[None, :]), tl.fma(two, factor[1], shift_two[None, :])
 
 
 @triton.jit
-def _between(one, two, alpha):
-    """``(1 - alpha) one + alpha two`` in two operations; exactly an end where alpha is 0 or 1."""
-    return tl.fma(two, alpha, one * (1.0 - alpha))
+def _between(ends, alpha):
+    """``(1 - alpha) ends[0] + alpha ends[1]`` in two operations; exactly an end where alpha is 0 or 1."""
+    return tl.fma(ends[1], alpha, ends[0] * (1.0 - alpha))
 
 
 @triton.jit
 def _walk(
-    x_rows,
-    w_one,
-    w_two,
-    bias,
-    stride,
-    begin,
-    classes,
-    factor_one,
-    factor_two,
-    own_one,
-    own_two,
-    alpha,
-    D: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PREDICT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Statistics by lane at each alpha over all classes, and how many logits equal the label's at all alphas together.
+    x_rows, w_rows, bias, stride, begin, classes, factor, own, alpha,
+    D, HAS_BIAS, PREDICT, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D, GROUP,
+):  # fmt: skip
+    """Statistics by lane at each alpha over all classes, and the number of logits equal to the label's over all alphas.
 
-    Tuples are registers, and loops over them are unrolled. Registers are scarce: the label's logit is formed anew for
-    each block, and equal logits are counted over all alphas (a row without ties has one at each).
+    Tuples are registers, and loops over them are unrolled. Registers are scarce: the label's logit is recomputed for
+    each block, and equal logits are counted over all alphas together (a row without ties has one at each).
     """
     zeros = tl.zeros((BLOCK_N, 4), tl.float32)
-    top = (tl.full((BLOCK_N, 4), -1e29, tl.float32),) * GROUP
-    total, square, above, level = (zeros,) * GROUP, (zeros,) * GROUP, (zeros,) * GROUP, zeros
-    best = (tl.zeros((BLOCK_N, 4), tl.int32),) * GROUP
+    none = (tl.full((BLOCK_N, 4), -1e29, tl.float32), zeros, zeros, zeros, tl.zeros((BLOCK_N, 4), tl.int32))
+    found, level = (none,) * GROUP, zeros
     for first in range(0, classes, BLOCK_C):
-        one, two = _ends(
-            x_rows, w_one, w_two, bias, stride, begin, first, classes, factor_one, factor_two,
+        ends = _ends(
+            x_rows, w_rows, bias, stride, begin, first, classes, factor,
             D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D,
         )  # fmt: skip
-        found = ()
+        new = ()
         for k in tl.static_range(GROUP):
-            z, target = _between(one, two, alpha[k]), _between(own_one, own_two, alpha[k])
-            now = _absorb(z, target, first, top[k], total[k], square[k], above[k], level, best[k], PREDICT, BLOCK_C)
-            level = now[4]
-            found += (now,)  # type: ignore[assignment]
-        top, total, square, above, best = (), (), (), (), ()
-        for k in tl.static_range(GROUP):
-            top += (found[k][0],)
-            total += (found[k][1],)
-            square += (found[k][2],)
-            above += (found[k][3],)
-            best += (found[k][5],)
+            z, target = _between(ends, alpha[k]), _between(own, alpha[k])
+            top, total, square, above, best = found[k]
+            top, total, square, above, level, best = _absorb(
+                z, target, first, top, total, square, above, level, best, PREDICT, BLOCK_C
+            )
+            new += ((top, total, square, above, best),)  # type: ignore[assignment]
+        found = new
     for k in tl.static_range(GROUP):
-        level -= above[k]
-    return top, total, square, above, best, tl.sum(level, 1)
+        level -= found[k][3]
+    return found, tl.sum(level, 1)
 
 
 @triton.jit
 def _count_ties(
-    x_rows,
-    w_one,
-    w_two,
-    bias,
-    stride,
-    begin,
-    classes,
-    factor_one,
-    factor_two,
-    own_one,
-    own_two,
-    alpha,
-    label,
-    above,
-    D: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """`above` with the earlier classes whose logit is the label's: another walk."""
+    x_rows, w_rows, bias, stride, begin, classes, factor, own, alpha, label, above,
+    D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D, GROUP,
+):  # fmt: skip
+    """`above`, plus the earlier classes with the label's logit: a second pass."""
     for first in range(0, classes, BLOCK_C):
-        one, two = _ends(
-            x_rows, w_one, w_two, bias, stride, begin, first, classes, factor_one, factor_two,
+        ends = _ends(
+            x_rows, w_rows, bias, stride, begin, first, classes, factor,
             D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D,
         )  # fmt: skip
         before = (first + tl.arange(0, BLOCK_C))[None, :] < label[:, None]
         counted = ()
         for k in tl.static_range(GROUP):
-            target = _between(own_one, own_two, alpha[k])
-            earlier = ((_between(one, two, alpha[k]) == target[:, None]) & before).to(tl.float32)
+            tied = _between(ends, alpha[k]) == _between(own, alpha[k])[:, None]
+            earlier = (tied & before).to(tl.float32)
             counted += (above[k] + _in_lane(_by_lane(earlier, BLOCK_C)),)  # type: ignore[assignment]
         above = counted
     return above
@@ -374,45 +249,24 @@ def _count_ties(
 
 @triton.jit
 def nll_alphas(
-    features,
-    weights,
-    bias,
-    scale,
-    labels,
-    nll,
-    rank,
-    confidence,
-    brier,
-    predicted,
-    n,
-    classes,
-    stride,
-    feature_stride,
-    alphas,
-    n_alphas,
-    D: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PREDICT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    features, weights, bias, scale, labels, nll, rank, confidence, brier, predicted, n, classes, stride, feature_stride,
+    alphas, n_alphas, D: tl.constexpr, HAS_BIAS: tl.constexpr, PREDICT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """Statistics of BLOCK_N rows under GROUP interpolations of two heads; the two products serve all of them.
 
-    As `nll_fused`, for alphas (A,) and outputs (A, n). Each alpha has a running maximum of its own: one bound for all,
-    such as the interpolated maxima of the heads, underflows a row on which the two disagree.
+    As `nll_fused`, for alphas (A,) and outputs (A, n). Each alpha has its own running maximum: with a common bound,
+    such as the interpolated maxima of the heads, a row on which the two disagree underflows.
     """
     begin, offset = tl.program_id(0) * BLOCK_N, tl.program_id(1) * GROUP
     row = begin + tl.arange(0, BLOCK_N)
     inside = row < n
     label = tl.load(labels + row, mask=inside, other=0).to(tl.int32)
-    factor_one, factor_two = tl.load(scale), tl.load(scale + 1)
-    weights_two = weights + stride * D
+    factor, weights_two = (tl.load(scale), tl.load(scale + 1)), weights + stride * D
     x_rows = tl.make_tensor_descriptor(features, [n, D], [feature_stride, 1], [BLOCK_N, BLOCK_D])
     w_one = tl.make_tensor_descriptor(weights, [classes, D], [D, 1], [BLOCK_C, BLOCK_D])
     w_two = tl.make_tensor_descriptor(weights_two, [classes, D], [D, 1], [BLOCK_C, BLOCK_D])
+    w_rows = (w_one, w_two)
 
     alpha = ()
     for k in tl.static_range(GROUP):
@@ -420,30 +274,35 @@ def nll_alphas(
     own_one = _own(x_rows, weights, begin, label, D, PRECISION, BLOCK_N, BLOCK_D)
     own_two = _own(x_rows, weights_two, begin, label, D, PRECISION, BLOCK_N, BLOCK_D)
     if HAS_BIAS:
-        own_one = tl.fma(own_one, factor_one, tl.load(bias + label))
-        own_two = tl.fma(own_two, factor_two, tl.load(bias + stride + label))
+        own_one = tl.fma(own_one, factor[0], tl.load(bias + label))
+        own_two = tl.fma(own_two, factor[1], tl.load(bias + stride + label))
     else:
-        own_one, own_two = own_one * factor_one, own_two * factor_two
-    top, total, square, above, best, equal = _walk(
-        x_rows, w_one, w_two, bias, stride, begin, classes, factor_one, factor_two, own_one, own_two, alpha,
+        own_one, own_two = own_one * factor[0], own_two * factor[1]
+    own = (own_one, own_two)
+    found, equal = _walk(
+        x_rows, w_rows, bias, stride, begin, classes, factor, own, alpha,
         D, HAS_BIAS, PREDICT, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D, GROUP,
     )  # fmt: skip
-    if tl.max((inside & (equal > GROUP)).to(tl.int32), 0) > 0:  # ties with the label's logit at any alpha
+    above = ()
+    for k in tl.static_range(GROUP):
+        above += (found[k][3],)  # type: ignore[assignment]
+    if tl.max((inside & (equal > GROUP)).to(tl.int32), 0) > 0:  # a tie with the label at some alpha
         above = _count_ties(
-            x_rows, w_one, w_two, bias, stride, begin, classes, factor_one, factor_two, own_one, own_two, alpha,
-            label, above, D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D, GROUP,
+            x_rows, w_rows, bias, stride, begin, classes, factor, own, alpha, label, above,
+            D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D, GROUP,
         )  # fmt: skip
     for k in tl.static_range(GROUP):
+        top, total, square, _, best = found[k]
         _store(
             nll, rank, confidence, brier, predicted, (offset + k).to(tl.int64) * n + row,
-            row < tl.where(offset + k < n_alphas, n, 0), _between(own_one, own_two, alpha[k]),
-            top[k], total[k], square[k], above[k], best[k], PREDICT,
+            row < tl.where(offset + k < n_alphas, n, 0), _between(own, alpha[k]),
+            top, total, square, above[k], best, PREDICT,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Block sizes of the kernel, and how Triton lays a block out: warps, and stages of its pipeline."""
+    """Block sizes of the kernel, its warps, and the stages of its pipeline."""
 
     rows: int = 128
     classes: int = 128
@@ -455,21 +314,20 @@ class Shape:
 SHAPES = {
     "half": Shape(),
     "tf32": Shape(rows=64, features=32),
-    "ieee": Shape(rows=32, classes=64, features=32),  # no tensor core takes IEEE float32: the sums fill the registers
+    "ieee": Shape(rows=32, classes=64, features=32),  # no tensor cores for IEEE float32: sums fill the registers
 }
-"""Blocks by the products' precision. A Hopper GPU's multiprocessor has the shared memory and registers of two blocks,
-one of which computes products while the other reduces logits.
-"""
+"""Blocks by the precision of the products. A multiprocessor of a Hopper GPU holds two blocks in shared memory and
+registers; one computes products while the other reduces logits."""
 
 GRIDS = {
     "half": Shape(rows=64, classes=64),
     "tf32": Shape(rows=64, classes=64, features=32),
     "ieee": Shape(rows=32, classes=16, features=32),
 }
-"""Blocks of `nll_alphas`, which holds logits of two heads and statistics of `GROUP` alphas."""
+"""Blocks of `nll_alphas`, which holds the logits of two heads and the statistics of `GROUP` alphas."""
 
 GROUP = 7
-"""Alphas per block, which divide a grid of 21."""
+"""Alphas per block: a divisor of the usual 21."""
 
 
 def require(problem: Problem) -> None:
@@ -477,14 +335,10 @@ def require(problem: Problem) -> None:
     device = problem.features.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise HeadError(f"features are on {device}; the triton implementation takes them from an Ampere GPU or later")
-    if problem.dtype == torch.float64:
-        raise HeadError("the triton implementation computes in float32; cast, or use impl='chunked' for float64")
+    require_plain(problem, "triton")
     if problem.alphas is not None and max(map(abs, problem.alphas)) > _LARGEST_ALPHA:
-        raise HeadError(
-            f"the triton implementation takes alphas up to {_LARGEST_ALPHA:g}; use impl='cuda' or 'chunked'"
-        )
-    if problem.mean_probabilities:
-        raise HeadError("the triton implementation does not average probabilities; use impl='chunked'")
+        most = f"{_LARGEST_ALPHA:g}"
+        raise HeadError(f"the triton implementation takes alphas up to {most}; use impl='cuda' or 'chunked'")
 
 
 def run(problem: Problem) -> Tally:
@@ -494,49 +348,33 @@ def run(problem: Problem) -> Tally:
 
 
 def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> RowStats:
-    """Statistics (H or A, n) of the rows, from one launch on torch's current stream."""
+    """Statistics (H or A, n) of the rows, in one launch on torch's current stream."""
     n = len(problem.labels)
     features, weights = aligned(problem.features.to(packed.weights.dtype)), aligned(packed.weights)
     precision = "half" if weights.dtype != torch.float32 else "tf32" if tf32_allowed() else "ieee"
     grid = problem.alphas is not None
     shape = shape or (GRIDS if grid else SHAPES)[precision]
     out = [torch.empty(problem.n_heads, n, dtype=kind, device=features.device) for kind in _KINDS]
-    arguments = (
-        features,
-        weights,
-        packed.scale if packed.bias is None else packed.bias,
-        packed.scale,
-        problem.labels.contiguous(),
-        *out,
-        n,
-        problem.n_classes,
-        packed.stride,
-        features.stride(0),
-    )
-    options: dict[str, Any] = {
-        "D": features.shape[1],
-        "HAS_BIAS": packed.bias is not None,
-        "PREDICT": problem.confusion,
-        "PRECISION": "ieee" if precision == "ieee" else "tf32",
-        "BLOCK_N": shape.rows,
-        "BLOCK_C": shape.classes,
-        "BLOCK_D": shape.features,
-        "num_warps": shape.warps,
-        "num_stages": shape.stages,
-        "enable_fp_fusion": True,  # Triton's default differs between its versions
-    }
+    sizes = (n, problem.n_classes, packed.stride, features.stride(0))
+    bias = packed.scale if packed.bias is None else packed.bias
+    arguments = (features, weights, bias, packed.scale, problem.labels.contiguous(), *out, *sizes)
+    options: dict[str, Any] = {"BLOCK_N": shape.rows, "BLOCK_C": shape.classes, "BLOCK_D": shape.features}
+    options |= {"D": features.shape[1], "HAS_BIAS": packed.bias is not None, "PREDICT": problem.confusion}
+    options |= {"PRECISION": "ieee" if precision == "ieee" else "tf32"}
+    options |= {"num_warps": shape.warps, "num_stages": shape.stages}
+    options |= {"enable_fp_fusion": True}  # Triton's default differs between its versions
     blocks_of_heads = problem.n_heads
     if problem.alphas is not None:
         arguments += (torch.tensor(problem.alphas, dtype=torch.float32, device=features.device), problem.n_heads)
         blocks_of_heads, options["GROUP"] = -(-problem.n_heads // GROUP), GROUP
     kernel, places = nll_alphas if grid else nll_fused, (-(-n // shape.rows), blocks_of_heads)
-    # The allocator is of this launch alone.
+    # In a context of its own, so that the allocator is set for this launch alone.
     copy_context().run(_launch, kernel, features.device, places, arguments, options)
     return RowStats(out[0], out[1], out[2], out[3], out[4] if problem.confusion else None)
 
 
 def aligned(rows: torch.Tensor) -> torch.Tensor:
-    """Rows that the kernel can copy block by block: at multiples of 16 bytes, filled with zero columns if need be.
+    """Rows that the kernel can copy in blocks: at multiples of 16 bytes, padded with zero columns if need be.
 
     Examples
     --------
@@ -552,14 +390,14 @@ def aligned(rows: torch.Tensor) -> torch.Tensor:
 
 
 _KINDS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int32)
-_LARGEST_ALPHA = 1e4  # at which an interpolation of two paddings of -1e30 is still far below any logit
-_BYTES = 16  # what a block copy of the hardware wants addresses to be a multiple of
+_LARGEST_ALPHA = 1e4  # up to which an interpolation of the two paddings of -1e30 is still far below any logit
+_BYTES = 16  # alignment that the hardware's block copies need
 
 
 def _launch(
     kernel: Any, device: torch.device, grid: tuple[int, int], arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    """Launch on the tensors' device, which need not be the current one; the descriptors of block copies need memory."""
+    """Launch on the tensors' device, which may not be the current one; descriptors of block copies need memory."""
 
     def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
         return torch.empty(size, dtype=torch.int8, device=device)

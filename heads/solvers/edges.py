@@ -1,4 +1,4 @@
-"""A word on choices at the end of their path, beyond which a better value may lie."""
+"""Warning of a hyper-parameter chosen at the end of its path, where a better value may lie beyond."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _GAIN = 0.02
 def warn_at_edge(
     name: str, values: Sequence[float] | NDArray[np.float64], losses: NDArray[np.float64], best: int
 ) -> None:
-    """Warn in one line if the best of three values or more is the first or last, and better than the one beside it.
+    """Warn if the best of three or more values is the first or the last, and clearly better than its neighbour.
 
     Parameters
     ----------
-    name : of the parameter
+    name : of the hyper-parameter
     values : (A,), ascending or descending
-    losses : (A,) what is minimised; a step of less than two percent counts as flat
-    best : position of the chosen value
+    losses : (A,), minimised; a difference of less than two percent counts as flat
+    best : index of the chosen value
 
     Examples
     --------
@@ -44,7 +44,7 @@ def warn_at_edge(
 
 
 def callers_level() -> int:
-    """The `stacklevel` of the first caller outside of the packages, whose line a warning should name."""
+    """The `stacklevel` of the first caller outside the packages, whose line a warning should name."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("heads", "featcache", "ft"):
         level, frame = level + 1, frame.f_back

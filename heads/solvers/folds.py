@@ -1,8 +1,7 @@
 """Folds of rows for cross-validation: stratified by class, by whole groups, or as the user gives them.
 
-Folds are stratified without knowing the labels beforehand: the r-th row of a class, in order, goes to fold ``r mod K``.
-Of k rows in every class each fold then holds equally many of every class, so that held-out scores do not favour the
-classes that lost no row.
+Stratification needs one pass: the r-th row of a class goes to fold ``r mod K``. With k rows in every class, each fold
+then holds equally many of each, so that held-out scores do not favour classes that lost no row.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import Column, as_tensor
 
 FOLDS = 5
-"""Number of folds K where the user gives none."""
+"""Default number of folds K."""
 
 
 class FoldAssigner:
-    """Folds (n,) of consecutive blocks of labels; two passes over the same rows give the same folds.
+    """Stratified folds (n,) of consecutive blocks of labels; two passes over the same rows give the same folds.
 
     Examples
     --------
@@ -39,10 +38,10 @@ class FoldAssigner:
         self._seen = np.zeros(n_classes, np.int64)
 
     def __call__(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Fold of each row of the next block."""
+        """Folds of the rows of the next block."""
         counts = np.bincount(labels, minlength=len(self._seen))
         order = np.argsort(labels, kind="stable")
-        firsts = np.cumsum(counts) - counts  # where each class begins among the sorted labels
+        firsts = np.cumsum(counts) - counts  # start of each class among the sorted labels
         ranks = np.empty(len(labels), np.int64)
         ranks[order] = np.arange(len(labels)) - firsts[labels[order]]
         found: NDArray[np.int64] = (ranks + self._seen[labels]) % self.folds
@@ -51,7 +50,7 @@ class FoldAssigner:
 
 
 def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.int64]:
-    """Folds (n,) that keep the rows of a group together; groups (n,) from 0, the largest dealt out first.
+    """Folds (n,) that keep groups (n,), numbered from 0, together; the largest groups are assigned first.
 
     Examples
     --------
@@ -67,14 +66,10 @@ def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.i
 def folds_of(
     cv: object, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
-    """Folds (N,) that scikit-learn's parameter `cv` asks for.
+    """Folds (N,) for a parameter `cv` like scikit-learn's.
 
-    None for "loo"; stratified by class, or whole groups, for a number; else the folds or splits that it gives.
-
-    Raises
-    ------
-    HeadError
-        For anything else, or a fold that leaves no row to fit on.
+    None for "loo"; for a number, folds stratified by class, or of whole groups; otherwise the folds or splits given.
+    HeadError for anything else, or a fold that leaves no row to fit on.
 
     Examples
     --------
@@ -98,7 +93,7 @@ def folds_of(
 
 
 def _of_splits(splits: Any, rows: int) -> NDArray[np.int64]:
-    """Folds (N,) of scikit-learn's ``(train, test)`` index pairs; of another shape if they are no partition."""
+    """Folds (N,) of scikit-learn's ``(train, test)`` index pairs; another shape if they do not partition the rows."""
     found = np.full(rows, -1)
     for fold, (train, test) in enumerate(splits):
         if len(train) + len(test) == rows and (found[test] < 0).all():
@@ -107,14 +102,14 @@ def _of_splits(splits: Any, rows: int) -> NDArray[np.int64]:
 
 
 def in_folds(blocks: Blocks, n_classes: int, folds: int = FOLDS) -> Blocks:
-    """Blocks ``(X, y)`` with two more columns: no weights, and the stratified fold of every row."""
+    """Blocks ``(X, y)`` with two more columns: no weights, and the stratified folds."""
     assign = FoldAssigner(n_classes, folds)
     for features, labels in blocks:
         yield features, labels, None, assign(as_tensor(labels).cpu().numpy())
 
 
 def by_fold(fold: Tensor | None) -> Iterator[tuple[int, Tensor | slice]]:
-    """Each fold that has rows, and which; fold 0 with all rows where `fold` (n,) is None.
+    """Each non-empty fold and its rows; fold 0 with all rows where `fold` (n,) is None.
 
     Examples
     --------
@@ -134,9 +129,9 @@ def by_fold(fold: Tensor | None) -> Iterator[tuple[int, Tensor | slice]]:
 def sampled_rows(
     blocks: Blocks, keep: Callable[[int], NDArray[np.intp]]
 ) -> Iterator[tuple[int, NDArray[np.floating], NDArray[np.int64], NDArray[np.float64]]]:
-    """``(fold, X, labels, weights)`` of a share of the rows, one fold at a time, as arrays.
+    """``(fold, X, labels, weights)`` of a sample of the rows, one fold at a time, as arrays.
 
-    `keep` gives the positions to take of the next n rows; rows of weight 0 do not count.
+    `keep` maps n to the positions to take among the next n rows; rows of weight 0 do not count.
     """
     for block in blocks:
         features, labels, weights, fold = (*block, None, None)[:4]
@@ -149,7 +144,7 @@ def sampled_rows(
 
 
 def _on_host(column: Column, rows: NDArray[np.integer]) -> NDArray[Any]:
-    """Some rows as an array; floating ones of a tensor as float64, since numpy has no bfloat16."""
+    """Some rows as an array; floating-point tensors become float64, since numpy has no bfloat16."""
     if not isinstance(column, Tensor):
         return np.asarray(column[rows])
     found = column[torch.from_numpy(rows).to(column.device)].cpu()

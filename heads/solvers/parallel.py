@@ -1,9 +1,9 @@
 """Passes over rows in pieces: several at a time on a CPU, one after another on a GPU.
 
-A pass is products and elementwise steps on pieces of a few thousand rows. One BLAS thread per piece, with several
-pieces at a time, beats many BLAS threads on one piece after another: the elementwise steps run in parallel too, and no
-product waits at its end for the slowest thread (measured on a busy machine: twice as fast).
-Results come in order and do not depend on the number of threads.
+A pass consists of products and elementwise steps on pieces of a few thousand rows. Several pieces at a time with one
+BLAS thread each are faster than one piece at a time with many: the elementwise steps run in parallel too, and no
+product waits for its slowest thread (measured on a busy machine: twice as fast). Results come in order and do not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from heads.solvers.primitives import on_gpu
 
 PIECE_ROWS = 2048
-"""Rows per piece on a CPU: 2048 x 512 doubles are 8 MiB, near the cache and far from the memory's size."""
+"""Rows per piece on a CPU: 2048 x 512 doubles are 8 MiB, close to the size of the cache."""
 
 SHORT_PIECE = 256
-"""Rows of the shortest piece: few rows are cut in four, so that they too are shared."""
+"""Rows of the shortest piece; few rows are split into four pieces, so that they run in parallel, too."""
 
 DEVICE_NUMBERS = 2**24
 """Numbers in the widest array of a piece on a GPU: 128 MiB of float64."""
@@ -48,7 +48,7 @@ class _Unlimited:
 
 @lru_cache(maxsize=1)
 def _thread_pools(modules: int) -> Any:
-    """The thread pools of the loaded libraries; finding them takes milliseconds, so only once between imports."""
+    """The thread pools of the loaded libraries. Finding them takes milliseconds, so they are kept between imports."""
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
@@ -62,10 +62,10 @@ _allowed: list[int] = []
 
 @contextmanager
 def one_blas_thread() -> Iterator[int]:
-    """Keep BLAS and LAPACK to one thread inside; gives the number of threads that they were allowed at the outside.
+    """Limit BLAS and LAPACK to one thread; yields the number of threads allowed outside all such limits.
 
-    As a decorator of a whole fit it keeps OpenBLAS's threads asleep: after every product that they share they wait for
-    the next in a loop, and take their cores from `map_pieces`.
+    Used around a whole fit, this keeps OpenBLAS's threads asleep. Otherwise they spin after every shared product, and
+    take cores from `map_pieces`.
     """
     controller = _thread_pools(len(sys.modules))
     _allowed.append(max([pool["num_threads"] for pool in controller.info() if pool["user_api"] == "blas"], default=1))
@@ -78,14 +78,14 @@ def one_blas_thread() -> Iterator[int]:
 
 @contextmanager
 def all_blas_threads() -> Iterator[None]:
-    """Inside `one_blas_thread`, the threads that BLAS was allowed outside, for one large decomposition."""
+    """Inside `one_blas_thread`: give BLAS back the threads it was allowed outside, for one large decomposition."""
     with _thread_pools(len(sys.modules)).limit(limits=_allowed[0] if _allowed else None, user_api="blas"):
         yield
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[int]:
-    """Keep torch to one thread inside; gives the number of threads that it was allowed before."""
+    """Limit torch to one thread; yields the number of threads it was allowed before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +96,7 @@ def one_torch_thread() -> Iterator[int]:
 
 @contextmanager
 def one_thread(when: bool = True) -> Iterator[None]:
-    """Keep BLAS and torch to one thread inside, for work whose pieces are too small to share."""
+    """Limit BLAS and torch to one thread, for work too small to share."""
     if not when:
         yield
         return
@@ -106,9 +106,9 @@ def one_thread(when: bool = True) -> Iterator[None]:
 
 @contextmanager
 def denormals_as_zero() -> Iterator[None]:
-    """Count denormal numbers as zero, in this thread and those that it starts inside; a CPU takes long over them.
+    """Flush denormal numbers to zero, in this thread and those it starts; a CPU is slow at them.
 
-    Softmax makes them (probabilities below 1e-38), and they then fill residuals and gradients.
+    Softmax produces them (probabilities below 1e-38), and residuals and gradients inherit them.
     """
     before = bool(torch.tensor(1e-40).mul(1.0) == 0)
     torch.set_flush_denormal(True)
@@ -123,17 +123,14 @@ def map_pieces(
 ) -> Iterator[Result]:
     """`function(X (n, D), *columns (n, ...))` of each piece of each block, in order.
 
-    On a CPU as many pieces run at once as BLAS was allowed threads. All pieces of a block are done before the next
-    block is asked for, so that blocks may share one buffer.
+    On a CPU, as many pieces run at once as BLAS was allowed threads. A block is finished before the next one is asked
+    for, so blocks may share one buffer.
 
     Parameters
     ----------
-    blocks
-        Arrays, or tensors on one device.
-    rows
-        Rows per piece on a CPU.
-    width
-        Numbers per row of the widest array that `function` makes; on a GPU it decides the size of a piece.
+    blocks : arrays, or tensors on one device
+    rows : rows per piece on a CPU
+    width : numbers per row in the widest array that `function` makes; determines the size of a piece on a GPU
 
     Examples
     --------
@@ -147,25 +144,19 @@ def map_pieces(
             if on_gpu(block[0]):
                 yield from (function(*piece) for piece in cut(block, max(DEVICE_NUMBERS // width, 256)))
                 continue
-            for part in cut(block, 8 * threads * rows):  # bounds the results that wait to be taken
+            for part in cut(block, 8 * threads * rows):  # limits the results held in memory
                 short = min(rows, max(SHORT_PIECE, -(-len(part[0]) // 4)))
                 yield from executor.map(lambda piece: function(*piece), list(cut(part, short)))
 
 
 def cut(block: Block, rows: int) -> Iterator[Block]:
-    """A block as pieces of at most `rows` rows.
-
-    Examples
-    --------
-    >>> list(cut(("abc", None), 2))
-    [('ab', None), ('c', None)]
-    """
+    """A block as pieces of at most `rows` rows."""
     for start in range(0, len(block[0]), rows):
         yield tuple(None if column is None else column[start : start + rows] for column in block)
 
 
 def side_by_side(n: int, size: int, function: Callable[[slice], Result], threads: int = 1) -> Iterator[Result]:
-    """`function` of each slice of `size` of ``range(n)``, in order, `threads` at once.
+    """`function` of consecutive slices of ``range(n)``, `size` long, in order, `threads` at once.
 
     Examples
     --------
@@ -177,5 +168,5 @@ def side_by_side(n: int, size: int, function: Callable[[slice], Result], threads
         yield from map(function, pieces)
         return
     with ThreadPoolExecutor(threads) as executor:
-        for first in range(0, len(pieces), 16 * threads):  # bounds the results that wait to be taken
+        for first in range(0, len(pieces), 16 * threads):  # limits the results held in memory
             yield from executor.map(function, pieces[first : first + 16 * threads])

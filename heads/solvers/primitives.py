@@ -1,15 +1,14 @@
-"""The operations of the solvers that differ by device or library; all else is plain torch, the same everywhere.
+"""The operations of the solvers that depend on the device or the library; everything else is plain torch.
 
-On a CPU the products go through numpy. Measured on one thread (AVX-512, pieces of 2048 rows and 512 features):
-``X.T @ X`` in float64 takes 13 ms in numpy, which calls SYRK, and 27 ms in torch; a float32 product 22 ms and 26 ms.
-Conversions from float16 are torch's: 0.1 ms where numpy takes 2.2 ms.
+Products on a CPU go through numpy. Measured on one thread (AVX-512, pieces of 2048 rows and 512 features): ``X.T @ X``
+in float64 takes 13 ms in numpy, which calls SYRK, and 27 ms in torch; a float32 product 22 ms and 26 ms. Conversions
+from float16 go through torch, which takes 0.1 ms where numpy takes 2.2 ms.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import import_module
-from typing import Protocol, cast
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -22,12 +21,12 @@ _JITTER_TRIES = 8
 
 
 def on_gpu(column: Column) -> bool:
-    """Whether a column is a tensor on another device than the CPU."""
+    """Whether a column is a tensor on a device other than the CPU."""
     return isinstance(column, Tensor) and column.device.type != "cpu"
 
 
 def as_tensor(values: Column) -> Tensor:
-    """The tensor of an array, in the same memory where torch can use it: writable, of a type that torch has.
+    """An array as a tensor, sharing its memory if it is writable and of a type that torch has.
 
     Examples
     --------
@@ -43,29 +42,23 @@ def as_tensor(values: Column) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """``a @ b``, into `out` if it is given.
-
-    Examples
-    --------
-    >>> product(torch.eye(2), torch.ones(2, 1)).tolist()
-    [[1.0], [1.0]]
-    """
+    """``a @ b``, into `out` if it is given."""
     if on_gpu(a) or a.dtype == torch.bfloat16:
         return torch.matmul(a, b, out=out)
-    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are named by the caller
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller names rows that are not finite
         found = np.matmul(a.numpy(), b.numpy(), out=None if out is None else out.numpy())
     return torch.from_numpy(found) if out is None else out
 
 
 def gram(x: Tensor) -> Tensor:
     """``x.T @ x`` (D, D) of rows (n, D)."""
-    return product(x.T, x)  # numpy notices that both are one array, and computes one triangle
+    return product(x.T, x)  # numpy sees that both are the same array, and computes one triangle
 
 
 def class_sums(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
-    """Sum of the rows (n, D) of each class (C, D), for class indices (n,): ``onehot(y).T @ x``.
+    """Sum (C, D) of the rows (n, D) of each class, for class indices (n,): ``onehot(y).T @ x``.
 
-    An index-add on a CPU. On a GPU the order of its additions varies from run to run, so there it is the product.
+    An index-add on a CPU. On a GPU its order of additions varies from run to run, so there it is the product.
 
     Examples
     --------
@@ -84,7 +77,7 @@ def class_sums_by_product(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
 
 
 def wide_targets(targets: Tensor, n_targets: int) -> Tensor:
-    """Targets (n, K) float64: one-hot rows of labels (n,), numbers as they are.
+    """Targets (n, K) float64: one-hot for labels (n,), unchanged for (n, K).
 
     Examples
     --------
@@ -98,10 +91,10 @@ def wide_targets(targets: Tensor, n_targets: int) -> Tensor:
 
 
 def wide_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``a @ b.T`` into a float32 `out`, of float16, bfloat16 or float32 matrices of one type.
+    """``a @ b.T`` into a float32 `out`, for float16, bfloat16 or float32 matrices of one type.
 
     torch's own product of half-precision matrices rounds its result to half precision. Where torch has no product with
-    a wider result (before 2.8, and on a CPU) the inputs are widened: the same numbers, slower.
+    a wider result (before 2.8, and on a CPU) the inputs are widened: the same result, more slowly.
 
     Examples
     --------
@@ -118,11 +111,12 @@ def wide_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def softmax_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy (n,) of logits (n, C), and its derivative by the logits, ``softmax(logits) - onehot(labels)``.
+    """Cross entropy (n,) of logits (n, C), and its derivative ``softmax(logits) - onehot(labels)``.
 
-    The logits are overwritten. Exponentials are of ``logit - largest``: a log-sum-exp would carry its rounding into
-    every probability. Where the label is likely, both results come from q, the sum of the other probabilities:
-    ``-log1p(-q)`` and -q keep their relative precision as q goes to 0, where ``log p`` and ``p - 1`` lose it.
+    The logits are overwritten. Exponentials are taken of ``logit - largest``, since a log-sum-exp would carry its
+    rounding into every probability. Where the label is likely, both results come from q, the sum of the other
+    probabilities: ``-log1p(-q)`` and -q keep their relative precision as q goes to 0, where ``log p`` and ``p - 1``
+    lose it.
 
     Examples
     --------
@@ -131,7 +125,8 @@ def softmax_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     (0.693147, [[0.5, -0.5]])
     """
     if on_gpu(logits) and (fused := _fused_residual()) is not None and fused.takes(logits):
-        return fused.softmax_residual(logits, labels)
+        found: tuple[Tensor, Tensor] = fused.softmax_residual(logits, labels)
+        return found
     labels = labels[:, None]
     largest = logits.amax(dim=1, keepdim=True)
     own = logits.gather(1, labels).sub_(largest)
@@ -143,29 +138,22 @@ def softmax_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return loss, exponentials.div_(total).scatter_(1, labels, -others)
 
 
-class _FusedResidual(Protocol):
-    """`heads.solvers.triton_residual`."""
-
-    def takes(self, logits: Tensor) -> bool: ...
-
-    def softmax_residual(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 @lru_cache(maxsize=1)
-def _fused_residual() -> _FusedResidual | None:
-    """The kernel, or None where there is no Triton."""
+def _fused_residual() -> ModuleType | None:
+    """The module of the kernel, or None without Triton."""
     try:
-        module: object = import_module("heads.solvers.triton_residual")
+        from heads.solvers import triton_residual
     except ImportError:
         return None
-    return cast(_FusedResidual, module)
+    return triton_residual
 
 
 def batched_spd_inverse(matrices: Tensor, scale: Tensor) -> Tensor:
     """Inverses (B, W, W) of symmetric positive semi-definite matrices, which are overwritten.
 
-    Rounding may leave a matrix without a Cholesky factor. Its diagonal then grows, from ten times the machine epsilon
-    of its `scale` (B,) on, until there is one; a matrix that still has none gets the inverse of its diagonal.
+    Where rounding leaves a matrix without a Cholesky factor, its diagonal is increased, starting at ten times the
+    machine epsilon times its `scale` (B,), until there is one. A matrix that still has none gets the inverse of its
+    diagonal.
 
     Examples
     --------

@@ -11,27 +11,23 @@ def cosine(fraction: float) -> float:
 
 
 def wise_ft_schedule(step: int, lr: float, warmup: int, total: int) -> float:
-    """Learning rate of WiSE-FT (arXiv 2109.01903): linear warm-up, cosine to zero.
+    """Learning rate of WiSE-FT (arXiv 2109.01903): linear warm-up, then cosine decay to zero.
 
     ``lr (t + 1) / warmup`` for t < warmup, else ``lr (1 + cos(pi (t - warmup) / (total - warmup))) / 2``. Unlike in
-    Lipsum-FT's schedule, the first rate is above zero, the peak is reached at the last warm-up step, and the last rate
-    (t = total - 1) is still above zero.
+    Lipsum-FT's schedule, the first rate is positive, the peak is reached at the last warm-up step, and the last rate
+    (t = total - 1) is still positive.
 
     Parameters
     ----------
-    step : int
-        Number t of updates made before this one; from `total` on the rate is 0.
-    lr : float
-        Peak rate.
-    warmup : int
-        Updates of the warm-up (500 in the paper), 0 for none.
-    total : int
-        Length of the run in updates.
+    step : t, the number of updates before this one; the rate is 0 from `total` on
+    lr : peak rate
+    warmup : warm-up updates (500 in the paper), 0 for none
+    total : length of the run in updates
 
     Raises
     ------
     TrainingError
-        Step or warm-up is negative, or the run has no updates.
+        If the step or the warm-up is negative, or the run has no updates.
 
     Examples
     --------

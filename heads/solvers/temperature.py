@@ -1,20 +1,20 @@
 """Temperature: the one number that turns scores into logits.
 
-Ridge scores estimate one-hot targets; they rank classes well, but taken as logits their softmax is almost uniform
-(raw ridge on few-shot ImageNet: NLL 6.84 where ln 1000 = 6.91). Dividing them by a temperature T fitted by maximum
-likelihood on rows not used to fit the scores repairs that (Guo et al. 2017, "On Calibration of Modern Neural
-Networks").
+Ridge scores estimate one-hot targets. They rank classes well, but taken as logits, their softmax is almost uniform (raw
+ridge on few-shot ImageNet: NLL 6.84, where ln 1000 = 6.91). Dividing them by a temperature T fixes that, if T is fitted
+by maximum likelihood on rows not used to fit the scores (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
-If every row is classified correctly the likelihood has no maximum: fitted on ten such rows, probabilities become
-certain, and the first error costs hundreds of nats. N rows cannot support an error rate much below 1/N. So half a
-pseudo-row is added, labelled with the class of the second largest score: half a confusion, as in the estimate
-(k + 1/2) / (N + 1) of a proportion (Krichevsky and Trofimov 1981, from Jeffreys' prior). Its weight falls as 1/N.
+If every row is classified correctly, the likelihood has no maximum: with T fitted on ten such rows, probabilities
+become certain, and the first error costs hundreds of nats. N rows cannot support an error rate much below 1/N. So half
+a pseudo-row is added, labelled with the class of the second largest score: half a confusion, as in the estimate
+(k + 1/2) / (N + 1) of a proportion (Krichevsky and Trofimov 1981, from Jeffreys' prior). Its weight decreases as 1/N.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from featcache.errors import HeadError
 from heads.rows.samples import to_numpy
 from heads.solvers.parallel import one_torch_thread, side_by_side
 
-Result = TypeVar("Result")
 Values: TypeAlias = ArrayLike | Tensor
 
 # Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is reached only without
@@ -33,16 +32,15 @@ Values: TypeAlias = ArrayLike | Tensor
 # carry no information.
 _BOUNDS = (1e-3, 1e3)
 
-# Half a confusion. A whole one, or uniform pseudo-labels (label smoothing), flatten more than it takes: ridge on one
-# shot of the digits, ten selection rows, has test NLL 0.224, 0.247 and 0.273 (52 by likelihood alone).
+# Half a confusion. A whole one, or uniform pseudo-labels (label smoothing), flatten too much: ridge on one shot of the
+# digits, ten selection rows, has test NLL 0.224, 0.247 and 0.273 (52 by likelihood alone).
 PRIOR_ROWS = 0.5
 
-
 _FEW = 2048
-"""Rows from which the search for the temperature of many begins."""
+"""Rows whose temperature is the starting point for that of many more."""
 
 _CELLS = 2**17
-"""Scores of one piece of rows: 1 MiB of float64."""
+"""Scores per piece of rows: 1 MiB of float64."""
 
 
 def fit_temperature(
@@ -55,26 +53,24 @@ def fit_temperature(
 ) -> float:
     """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``, with `prior_rows` confusions added.
 
-    With ``e = prior_rows / (N + prior_rows)`` minimised is the (weighted) mean over rows of
-    ``(1 - e) nll(label) + e nll(class of the second largest score)``: the maximum a posteriori. In b = 1/T it is
-    convex: its slope is the mean of E_p[score] - (1 - e) score_y - e score_second and its curvature the mean variance
-    of the score under p. Newton steps, kept inside a shrinking bracket, find the root of the slope.
+    The maximum a posteriori: with ``e = prior_rows / (N + prior_rows)``, it minimises the (weighted) mean over rows of
+    ``(1 - e) nll(label) + e nll(class of the second largest score)``. This is convex in b = 1/T; its slope is the mean
+    of E_p[score] - (1 - e) score_y - e score_second, and its curvature the mean variance of the score under p. Newton
+    steps inside a shrinking bracket find the root of the slope.
 
     Parameters
     ----------
     scores : (N, C), array or tensor
     labels : (N,) class indices
-    weights
-        (N,), not negative: a row of weight w counts as w rows, and N is their sum. None is ones.
-    prior_rows
-        Confusions that are added, spread over the rows; 0 is maximum likelihood.
-    start
-        Where to begin, such as the temperature of similar scores; None is the spread of the scores.
+    weights : (N,), not negative
+        A row of weight w counts as w rows, and N is the sum of the weights. None for ones.
+    prior_rows : confusions that are added, spread over the rows; 0 is maximum likelihood
+    start : initial value, such as the temperature of similar scores; None for the spread of the scores
 
     Raises
     ------
     HeadError
-        If there are no rows, or none has a weight, or `prior_rows` is negative.
+        If there are no rows, all weights are zero, or `prior_rows` is negative.
 
     Examples
     --------
@@ -91,30 +87,29 @@ def fit_temperature(
     rows = _Rows.of(scores, labels, weights)
     if prior_rows < 0:
         raise HeadError(f"prior_rows {prior_rows}: expected a number from 0, which is maximum likelihood")
-    share = prior_rows / (rows.total + prior_rows)
-    spread = float(rows.weights @ rows.scores.std(axis=1, dtype=np.float64)) / rows.total
+    spread = rows.spread(rows.scores)
     if not spread:
-        return 1.0  # all classes score alike: every temperature gives the same NLL
-    likelihood = _Likelihood.of(rows, share)
+        return 1.0  # all scores are equal: every temperature gives the same NLL
+    slopes, perfect = _slopes(rows, prior_rows / (rows.total + prior_rows))
     low, high = lowest, highest = [bound / spread for bound in _BOUNDS]
-    if likelihood.target == 0.0:
+    if perfect:
         return 1.0 / high  # every row is classified correctly: the likelihood has no maximum
-    if start is None and len(rows.scores) >= 4 * _FEW:  # a few rows find where to begin with all of them
+    if start is None and len(rows.scores) >= 4 * _FEW:  # a subset finds the starting point
         few = slice(None, None, len(rows.scores) // _FEW)
         if rows.weights[few].any():
             start = fit_temperature(rows.scores[few], rows.labels[few], weights=rows.weights[few])
     inverse = min(max(1.0 / (start or spread), low), high)
     for _ in range(60):
-        slope, curvature = likelihood.slope(inverse)
+        slope, curvature = slopes(inverse)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         step = inverse - slope / curvature if curvature > 0 else low
         if low < step < high:
             if abs(step - inverse) <= 1e-4 * inverse:  # the next Newton step would change the eighth digit
                 return 1.0 / step
         else:
-            if slope < 0 and high == highest and likelihood.slope(high)[0] <= 0:
+            if slope < 0 and high == highest and slopes(high)[0] <= 0:
                 return 1.0 / high
-            if slope >= 0 and low == lowest and likelihood.slope(low)[0] >= 0:
+            if slope >= 0 and low == lowest and slopes(low)[0] >= 0:
                 return 1.0 / low
             step = float(np.sqrt(low * high))
             if abs(step - inverse) <= 1e-7 * inverse:
@@ -128,16 +123,16 @@ def fit_mixture(
 ) -> tuple[float, float]:
     """T > 0 and w >= 0 that minimise the mean NLL of ``softmax((scores + w base) / T)``, with confusions added.
 
-    It is `fit_temperature` for two sets of scores: convex in 1 / T and w / T, solved by damped Newton steps. The class
-    of an added confusion is that of the second largest sum of both, each divided by its spread. Where the scores only
-    harm, they keep a millionth of the base's spread, and where both harm the bound of `fit_temperature`, so that T
-    stays finite.
+    As `fit_temperature`, for two sets of scores: convex in 1 / T and w / T, solved by damped Newton steps. An added
+    confusion has the class of the second largest sum of both, each divided by its spread. Where the scores only hurt,
+    they keep a millionth of the base's spread, and where both hurt, the bound of `fit_temperature`, so that T stays
+    finite.
 
     Parameters
     ----------
     scores, base : (N, C)
     labels : (N,) class indices
-    weights, prior_rows : as of `fit_temperature`
+    weights, prior_rows : as for `fit_temperature`
 
     Examples
     --------
@@ -149,23 +144,22 @@ def fit_mixture(
     (0.5, 0.5)
     """
     rows, other = _Rows.of(scores, labels, weights), to_numpy(base)
-    spreads = [float(rows.weights @ z.std(axis=1, dtype=np.float64)) / rows.total for z in (rows.scores, other)]
+    spreads = [rows.spread(z) for z in (rows.scores, other)]
     if not min(spreads) > 0:
         return fit_temperature(scores, labels, weights=weights, prior_rows=prior_rows), 0.0
-    # Less each row's mean: a softmax does not see it, and float32 keeps more of the rest.
+    # A softmax does not depend on a row's mean, and without it float32 keeps more of the rest.
     wide = (z - z.mean(axis=1, keepdims=True) for z in (rows.scores, other))
-    pair = [torch.from_numpy((z / spread).astype(np.float32)) for z, spread in zip(wide, spreads, strict=True)]
-    share = prior_rows / (rows.total + prior_rows)
-    best = _mixed(pair, rows, share)
+    a, b = (torch.from_numpy((z / spread).astype(np.float32)) for z, spread in zip(wide, spreads, strict=True))
+    best = _mixed(a, b, rows, prior_rows / (rows.total + prior_rows))
     first = float(max(best[0], 1e-6 * best[1], _BOUNDS[0])) / spreads[0]
     return 1.0 / first, float(best[1]) / spreads[1] / first
 
 
-def _mixed(pair: Sequence[Tensor], rows: _Rows, share: float) -> NDArray[np.float64]:
-    """The factors (2,) of two scores of unit spread, not negative, by projected Newton steps."""
+def _mixed(a: Tensor, b: Tensor, rows: _Rows, share: float) -> NDArray[np.float64]:
+    """Non-negative factors (2,) of two scores of unit spread, by projected Newton steps."""
     labels = torch.from_numpy(np.asarray(rows.labels, np.int64))
-    second = (pair[0] + pair[1]).topk(2, dim=1).indices[:, 1]
-    columns = (*pair, labels, second, torch.from_numpy(rows.weights))
+    second = (a + b).topk(2, dim=1).indices[:, 1]
+    columns = (a, b, labels, second, torch.from_numpy(rows.weights))
 
     def terms_at(factors: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         def of_piece(part: slice) -> NDArray[np.float64]:
@@ -200,7 +194,7 @@ def _mixed(pair: Sequence[Tensor], rows: _Rows, share: float) -> NDArray[np.floa
 def _mixture_terms(
     factors: NDArray[np.float64], share: float, a: Tensor, b: Tensor, labels: Tensor, second: Tensor, weights: Tensor
 ) -> NDArray[np.float64]:
-    """Weighted sums over some rows: NLL, its two slopes, and its curvatures aa, ab and bb."""
+    """Weighted sums over some rows: NLL, its two slopes, and its second derivatives aa, ab and bb."""
     logits = (a * factors[0]).add_(b, alpha=float(factors[1]))
     logits -= logits.amax(dim=1, keepdim=True)
 
@@ -230,7 +224,7 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, scores: Values, labels: Values, weights: Values | None) -> _Rows:
-        """Checked arrays."""
+        """The checked arguments of `fit_temperature`."""
         scores, labels = to_numpy(scores), to_numpy(labels)
         if not len(scores) or len(scores) != len(labels):
             raise HeadError(f"a temperature needs labelled rows, got scores {scores.shape} and {len(labels)} labels")
@@ -241,35 +235,33 @@ class _Rows(NamedTuple):
             )
         return cls(scores, labels, found, float(found.sum()))
 
+    def spread(self, scores: NDArray[np.floating]) -> float:
+        """Weighted mean of the standard deviations of the rows of scores (N, C)."""
+        return float(self.weights @ scores.std(axis=1, dtype=np.float64)) / self.total
 
-class _Likelihood(NamedTuple):
-    """What the slopes at all temperatures share: the largest score of each row, and the mean score that is wanted."""
 
-    rows: _Rows
-    largest: NDArray[np.floating]
-    target: float
+def _slopes(rows: _Rows, share: float) -> tuple[Callable[[float], tuple[float, float]], bool]:
+    """A function of the inverse temperature: two derivatives of the mean NLL. Also whether the NLL has no minimum.
 
-    @classmethod
-    def of(cls, rows: _Rows, share: float) -> _Likelihood:
-        """Of each row ``(1 - share)`` of the label's score is wanted and `share` of the second largest score."""
+    The wanted score of a row is ``(1 - share)`` of the label's and `share` of the second largest.
+    """
+    n, n_classes = rows.scores.shape
+    pieces = partial(side_by_side, n, max(1, _CELLS // n_classes), threads=torch.get_num_threads())
 
-        def of_piece(part: slice) -> tuple[NDArray[np.floating], float]:
-            scores = rows.scores[part]
-            largest = scores.max(axis=1)
-            target = (1 - share) * scores[np.arange(len(scores)), rows.labels[part]].astype(np.float64)
-            if share:
-                target += share * np.partition(scores, -2, axis=1)[:, -2].astype(np.float64)
-            return largest, float(rows.weights[part] @ (target - largest))
+    def of_piece(part: slice) -> tuple[NDArray[np.floating], float]:
+        scores = rows.scores[part]
+        largest = scores.max(axis=1)
+        target = (1 - share) * scores[np.arange(len(scores)), rows.labels[part]].astype(np.float64)
+        if share:
+            target += share * np.partition(scores, -2, axis=1)[:, -2].astype(np.float64)
+        return largest, float(rows.weights[part] @ (target - largest))
 
-        parts = list(_in_pieces(rows.scores.shape, of_piece))
-        return cls(rows, np.concatenate([part[0] for part in parts]), sum(part[1] for part in parts))
+    parts = list(pieces(of_piece))
+    largest, target = np.concatenate([part[0] for part in parts]), sum(part[1] for part in parts)
 
-    def slope(self, inverse: float) -> tuple[float, float]:
-        """First two derivatives of the mean NLL in the inverse temperature."""
-        rows = self.rows
-
+    def slopes(inverse: float) -> tuple[float, float]:
         def of_piece(part: slice) -> tuple[float, float]:
-            z = np.subtract(rows.scores[part], self.largest[part, None], dtype=np.float64)
+            z = np.subtract(rows.scores[part], largest[part, None], dtype=np.float64)
             p = z * inverse
             total = np.exp(p, out=p).sum(axis=1)
             p *= z
@@ -277,11 +269,7 @@ class _Likelihood(NamedTuple):
             square = np.einsum("nc,nc->n", p, z) / total
             return float(rows.weights[part] @ mean), float(rows.weights[part] @ (square - mean**2))
 
-        parts = list(_in_pieces(rows.scores.shape, of_piece))
-        mean, curvature = (sum(part[k] for part in parts) for k in range(2))
-        return (mean - self.target) / rows.total, curvature / rows.total
+        means, curvatures = zip(*pieces(of_piece), strict=True)
+        return (sum(means) - target) / rows.total, sum(curvatures) / rows.total
 
-
-def _in_pieces(shape: tuple[int, ...], function: Callable[[slice], Result]) -> Iterator[Result]:
-    """`function` of pieces of the rows of scores (N, C), as many at once as torch has threads."""
-    return side_by_side(shape[0], max(1, _CELLS // shape[1]), function, torch.get_num_threads())
+    return slopes, target == 0.0

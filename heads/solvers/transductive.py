@@ -1,7 +1,6 @@
-"""Adapting zero-shot predictions to the unlabelled rows themselves: Gaussians, Dirichlets, label propagation.
+"""Adapting zero-shot predictions to unlabelled test rows: Gaussians, Dirichlets, label propagation.
 
-All three take rows without labels and the log-probabilities of a zero-shot head, and give new ones, (N, C), of the same
-rows. Labelled rows can help: their assignments are fixed.
+Each takes the log-probabilities of a zero-shot head on unlabelled rows, and returns new ones, (N, C).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _TINY = 1e-15  # added to probabilities before their logarithm
 
 
 class Labelled(NamedTuple):
-    """Unit rows (M, D), their class indices (M,), and the graph (M, N) of cosines with their nearest other rows."""
+    """Unit rows (M, D), their class indices (M,), and the graph (M, N) of cosines with their nearest neighbours."""
 
     features: Float
     labels: NDArray[np.int64]
@@ -43,9 +42,9 @@ def gaussian_assignments(
     weight: float = 1.0,
     gamma: float = 0.0,
 ) -> Float:
-    """TransCLIP: log-probabilities (N, C) from Gaussians around adapted means, near neighbours and the texts.
+    """TransCLIP: log-probabilities (N, C) from Gaussians around adapted means, nearest neighbours and the texts.
 
-    Block-wise maximisation over assignments z, means and one diagonal covariance; ten rounds, as published::
+    Ten rounds of block-wise maximisation over assignments z, means and one diagonal covariance, as published::
 
         z_i ~ exp(weight base_i + (log N(x_i; mean_c, S) + 50 / 2k (sum_j (w_ij + w_ji) z_j)) / 50)
 
@@ -53,10 +52,10 @@ def gaussian_assignments(
     ----------
     X : (N, D) unit rows
     base : (N, C) log-probabilities of the zero-shot head
-    graph : (N, N) cosines w of each row with its k nearest
+    graph : (N, N) cosines w of each row with its k nearest neighbours
     labelled : rows whose assignments are fixed
-    weight : of the texts; published are 1 without labelled rows and 0.5 with them
-    gamma : of labelled rows in means and covariance
+    weight : of the texts; published values are 1 without labelled rows and 0.5 with them
+    gamma : weight of labelled rows in means and covariance
     """
     n, dim = X.shape
     z, assigned = np.exp(base), None
@@ -92,14 +91,14 @@ def gaussian_assignments(
 def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 20, mm_steps: int | None = None) -> Float:
     """EM-Dirichlet: log-probabilities (N, C) from a Dirichlet per class over the zero-shot probabilities.
 
-    Rounds of: the maximum-likelihood Dirichlet of each class, weighted by assignments; class shares pi; and
-    ``z_i ~ exp(log Dir(p_i; alpha_c) + balance (log pi_c + 1))``.
+    Each round fits the maximum-likelihood Dirichlet of each class, weighted by the assignments, and the class
+    proportions pi, and then sets ``z_i ~ exp(log Dir(p_i; alpha_c) + balance (log pi_c + 1))``.
 
     Parameters
     ----------
     base : (N, C) log-probabilities of the zero-shot head
-    balance : weight of the class shares, which empties small classes
-    mm_steps : steps of `dirichlet_mm` per round; None for the maximum itself
+    balance : weight of the class proportions, which empties small classes
+    mm_steps : steps of `dirichlet_mm` per round; None for the exact maximum
     """
     logs = np.log(np.exp(base) + _TINY)
     z, alpha, logits = np.exp(base), np.ones((base.shape[1], base.shape[1])), base
@@ -119,10 +118,10 @@ def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 20, mm_s
 
 
 def matched_classes(logits: Float, base: Float) -> Float:
-    """Columns of logits (N, C) in an order in which clusters have the classes that fit them.
+    """Columns of logits (N, C), reordered so that clusters are matched to classes.
 
-    The clusters that have rows get the classes of largest total of their mean zero-shot probabilities, one class each;
-    the others keep their place where it is free.
+    Clusters with rows are assigned one class each, so that the sum of their mean zero-shot probabilities is largest;
+    empty clusters keep their place where it is free.
 
     Examples
     --------
@@ -144,10 +143,10 @@ def matched_classes(logits: Float, base: Float) -> Float:
 
 
 def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: int = 500) -> Float:
-    """Parameters (C, K) of the Dirichlets of largest likelihood, for means (C, K) of log-probabilities.
+    """Maximum-likelihood parameters (C, K) of Dirichlets, given means (C, K) of log-probabilities.
 
-    Newton steps (Minka 2000, "Estimating a Dirichlet distribution"), for each row until its own change is below `tol`;
-    a coordinate that would turn negative is halved, down to 1e-8, and the sum of the parameters is at most a million.
+    Newton steps (Minka 2000, "Estimating a Dirichlet distribution"), for each row until its own change is below `tol`.
+    A coordinate that would become negative is halved, down to 1e-8; the parameters sum to at most a million.
 
     Examples
     --------
@@ -179,10 +178,10 @@ def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: 
 def dirichlet_mm(means: Float, start: Float, steps: int) -> Float:
     """Parameters (C, K) of Dirichlets after up to `steps` of EM-Dirichlet's minorise-maximise iteration.
 
-    From parameters a, each step maximises a lower bound of the likelihood that touches it at a: ``lnGamma(sum x)`` is
+    Each step maximises a lower bound of the likelihood that is tight at the current parameters a: ``lnGamma(sum x)`` is
     replaced by its tangent, and ``lnGamma(x + 1)`` by a parabola of curvature ``c = 2 (psi(a + 1) a - lnGamma(a + 1)) /
     a²``. The maximum is the positive root of ``c x² + (psi(a + 1) - psi(sum a) - means - c a) x - 1``. As in the
-    authors' code the iteration ends early if at a fiftieth step the squared change is below 1e-11 of the squared
+    authors' code, every fiftieth step ends the iteration if the squared change is below 1e-11 of the squared
     parameters.
 
     Examples
@@ -199,7 +198,7 @@ def dirichlet_mm(means: Float, start: Float, steps: int) -> Float:
         np.divide(2 * (slope * alpha - gammaln(alpha + 1.0)), alpha**2, out=curvature, where=alpha > _LEAST)
         linear = slope - digamma(alpha.sum(axis=1, keepdims=True)) - means - curvature * alpha
         root = np.sqrt(linear**2 + 4 * curvature)
-        # Of the two forms of the root, the one without a difference of nearly equal numbers.
+        # Of the two forms of the root, the one without cancellation.
         moved = np.where(linear > 0, 2 / (linear + root), (root - linear) / (2 * curvature))
         settled = step and step % 50 == 0 and np.square(moved - alpha).sum() < _SETTLED * np.square(alpha).sum()
         alpha = moved
@@ -209,12 +208,12 @@ def dirichlet_mm(means: Float, start: Float, steps: int) -> Float:
 
 
 def propagated(seeds: Float, graph: csr_array, alpha: float) -> Float:
-    """Label propagation: ``(1 - alpha) (I - alpha S)^-1 Y`` (N, C), S the symmetric normalisation of a graph.
+    """Label propagation: ``(1 - alpha) (I - alpha S)^-1 Y`` (N, C), S the symmetrically normalised graph.
 
     Parameters
     ----------
     seeds : Y (N, C)
-    graph : (N, N) weights of edges, not negative; both directions are added
+    graph : (N, N) non-negative edge weights; the two directions of an edge are added
     alpha : in [0, 1)
 
     Examples
@@ -227,14 +226,14 @@ def propagated(seeds: Float, graph: csr_array, alpha: float) -> Float:
     scale = 1.0 / np.sqrt(np.maximum(np.asarray(both.sum(axis=1)).ravel(), _TINY))
     normal = csr_array(both.multiply(scale[:, None]).multiply(scale[None, :]))
     found = seeds
-    # The iteration's error falls by alpha each time.
+    # Each iteration reduces the error by a factor of alpha.
     for _ in range(math.ceil(math.log(1e-9) / math.log(alpha)) if alpha > 0 else 0):
         found = alpha * (normal @ found) + (1 - alpha) * seeds
     return found
 
 
 def _confident_means(X: Float, z: Float) -> Float:
-    """Unit means (C, D) of the rows that are likeliest to be of each class, weighted by how likely."""
+    """Unit means (C, D) of each class's most probable rows, weighted by probability."""
     top = np.argpartition(-z, min(_CONFIDENT, len(z)) - 1, axis=0)[:_CONFIDENT]
     weights = np.zeros_like(z)
     np.put_along_axis(weights, top, np.take_along_axis(z, top, axis=0), axis=0)
@@ -242,6 +241,6 @@ def _confident_means(X: Float, z: Float) -> Float:
 
 
 def _unit(rows: Float) -> Float:
-    """Rows of length 1; a row of zeros stays."""
+    """Rows scaled to length 1; zero rows stay zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1.0))

@@ -1,7 +1,7 @@
-"""`softmax_residual` of `heads.solvers.primitives` on a GPU: one kernel that writes residuals over the logits.
+"""`softmax_residual` of `heads.solvers.primitives` on a GPU: one kernel that overwrites the logits with residuals.
 
-torch's own operations move about 40 bytes per float32 logit, one after another; it moves 8. A row of up to `WIDEST`
-classes stays in registers; a wider one is read three times, twice from the cache.
+It moves 8 bytes per float32 logit, where a sequence of torch operations moves about 40. A row of up to `WIDEST` classes
+stays in registers; a wider one is read three times, twice from the cache.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 WIDEST = 4096
 """Columns of a block."""
 
-_NUMBERS = 4096  # of a block: rows are taken together where they are narrow
+_NUMBERS = 4096  # per block, which takes several rows where they are narrow
 _WARPS = 4
 
 
 @triton.jit
 def _rest_of(z, column, label, largest):
-    """Exponentials of logits (R, C) less the largest; zero at the label and beyond the classes."""
+    """``exp(z - largest)`` of logits (R, C); zero at the label and beyond the classes."""
     return tl.where(column[None, :] == label[:, None], 0.0, tl.exp(z - largest[:, None]))
 
 
@@ -28,14 +28,14 @@ def _rest_of(z, column, label, largest):
 def residual_rows(
     logits, labels, losses, n, classes, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
 ):
-    """Losses (n,) of ROWS rows of logits (n, C), which become residuals; WHOLE says that one block holds a row."""
+    """Losses (n,) of ROWS rows of logits (n, C), which become residuals; WHOLE if one block holds a row."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
     label = tl.load(labels + row, mask=inside, other=0).to(tl.int32)
     start = logits + row * stride
     column = tl.arange(0, BLOCK)
     own = tl.load(start + label, mask=inside, other=0.0)
-    # A row is as wide as one block, or its largest logit and the sum of the others' exponentials are found by walks.
+    # A row fits one block, or two loops find its largest logit and the sum of the others' exponentials.
     if WHOLE:
         there = inside[:, None] & (column < classes)[None, :]
         z = tl.load(start[:, None] + column[None, :], mask=there, other=float("-inf"))
@@ -52,7 +52,7 @@ def residual_rows(
             there = inside[:, None] & (first + column < classes)[None, :]
             z = tl.load(start[:, None] + (first + column)[None, :], mask=there, other=float("-inf"))
             rest += tl.sum(_rest_of(z, first + column, label, largest), 1)
-    # Both results from the share of all other classes: -log1p(-q) and -q keep their precision as q goes to zero.
+    # Both results from q, the probability of all other classes: -log1p(-q) and -q keep their precision as q goes to 0.
     mine = own - largest
     total = rest + tl.exp(mine)
     whole, others = 1.0 / total, rest / total
@@ -73,7 +73,7 @@ def residual_rows(
 
 
 def takes(logits: Tensor) -> bool:
-    """Whether these logits are float32 rows on a GPU that Triton knows."""
+    """Whether these logits are float32 rows on a GPU that Triton supports."""
     if not logits.is_cuda or logits.dtype != torch.float32 or logits.stride(1) != 1:
         return False
     return torch.cuda.get_device_capability(logits.device) >= (8, 0)
@@ -86,7 +86,7 @@ def shape_of(classes: int, widest: int = WIDEST) -> dict[str, int | bool]:
 
 
 def softmax_residual(logits: Tensor, labels: Tensor, widest: int = WIDEST) -> tuple[Tensor, Tensor]:
-    """As `heads.solvers.primitives.softmax_residual`, from one launch on torch's current stream."""
+    """As `heads.solvers.primitives.softmax_residual`, in one launch on torch's current stream."""
     n, classes = logits.shape
     losses, shape = logits.new_empty(n), shape_of(classes, widest)
     options: dict[str, int | bool] = {"num_warps": _WARPS, "enable_fp_fusion": True}  # Triton's default varies

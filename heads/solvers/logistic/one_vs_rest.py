@@ -1,15 +1,15 @@
 """One logistic regression per class, all classes at once: shared products, one step length per class.
 
-The L problems ``1/2 ||w_k||² + C sum_i log(1 + exp(-s_ik (w_k x_i + b_k)))``, ``s_ik`` 1 or -1, have their rows in
-common and nothing else. So L-BFGS runs on all of them side by side: a pass over the rows is two products with (L, D)
-matrices, whatever the number of classes, and each class has its own curvature pairs, step length and end; those that
-are done leave the products. Unknown targets weigh zero.
+The L problems ``1/2 ||w_k||² + C sum_i log(1 + exp(-s_ik (w_k x_i + b_k)))``, with ``s_ik`` 1 or -1, share nothing but
+their rows. So L-BFGS runs on all of them in parallel: a pass over the rows is two products with (L, D) matrices, and
+each class has its own curvature pairs, step length and stopping time. Converged classes leave the products. Unknown
+targets have weight zero.
 
-Every class begins from the same second moment ``X^T X`` of centred rows, of which one eigendecomposition is computed
-for all classes and all C: with ``h_k`` the mean of ``p (1 - p)``, ``h_k X^T X + 1/C`` is close to the Hessian of class
-k, and is inverted by a division in the eigenvectors' coordinates. A path over C starts each C from the last.
+All classes share the second moment ``X^T X`` of centred rows, and one eigendecomposition of it serves every class and
+every C: with ``h_k`` the mean of ``p (1 - p)``, ``h_k X^T X + 1/C`` is close to the Hessian of class k, and is inverted
+by a division in the basis of the eigenvectors. On a path over C, each C starts from the solution of the last.
 
-Products and sums are in float64, whatever the type of the rows, which are widened piece by piece.
+Products and sums are in float64; rows of other types are widened piece by piece.
 
 L-BFGS: Nocedal and Wright, Numerical Optimization, algorithm 7.4. Where rounding hides a decrease, the slope decides
 (Hager and Zhang 2005, "A new conjugate gradient method with guaranteed descent and an efficient line search").
@@ -32,7 +32,7 @@ Float = NDArray[np.float64]
 Read = Callable[[], Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]]]
 
 UNKNOWN = -1
-"""Target of an entry that weighs zero; others are 0 and 1."""
+"""Target of an entry with weight zero; others are 0 and 1."""
 
 _MEMORY = 8
 _ARMIJO, _CURVATURE = 1e-4, 0.9
@@ -42,15 +42,9 @@ _EPS = float(torch.finfo(torch.float64).eps)
 
 @dataclass(frozen=True)
 class FittedClasses:
-    """One point of a path.
+    """One point of a path: weights (L, D), zero for classes that are not `fitted`, and (L,) of everything else.
 
-    Attributes
-    ----------
-    C : inverse penalty
-    weights, intercepts : (L, D), (L,); zero weights for classes that are not `fitted`
-    objectives : (L,) minima in scikit-learn's scale
-    iterations : (L,) of each class
-    converged : (L,)
+    `objectives` are the minima, scaled as scikit-learn's.
     """
 
     C: float
@@ -66,26 +60,20 @@ class OneVsRestSolver:
 
     Parameters
     ----------
-    read
-        Called for every pass: blocks ``(X (n, D), Y (n, L))`` of features and targets (1, 0, or -1 for unknown), the
-        same at every call.
-    dim, n_classes
-        D and L.
-    fit_intercept
-        Whether intercepts are fitted; features are then centred.
-    missing_intercept
-        With intercepts, that of a class without a positive; a class without a negative has minus that.
-    tol
-        Largest estimated distance of a class's objective from its minimum, over the objective.
-    max_iter
-        Iterations for one C.
+    read : called once per pass: the same blocks ``(X (n, D), Y (n, L))`` of features and targets (1, 0, or -1 for
+        unknown) each time
+    dim, n_classes : D and L
+    fit_intercept : whether intercepts are fitted; features are then centred
+    missing_intercept : intercept of a class without positives, where intercepts are fitted; its negative for one
+        without negatives
+    tol : largest estimated gap between a class's objective and its minimum, relative to the objective
+    max_iter : iterations for one C
 
     Attributes
     ----------
     positives, negatives : (L,) numbers of rows
     fitted : (L,) False for classes that are all positive, all negative or all unknown, where intercepts are fitted
-    sums, power : (D,) of the features, and of all squares; finite exactly if all features are, short of overflow
-    passes : over the rows so far
+    sums, power : sums (D,) of the features, and of all squares; finite if all features are, unless they overflow
 
     Examples
     --------
@@ -109,41 +97,52 @@ class OneVsRestSolver:
     ) -> None:
         self._read, self.dim, self.n_classes, self.fit_intercept = read, dim, n_classes, fit_intercept
         self.missing_intercept, self.tol, self.max_iter = missing_intercept, tol, max_iter
-        self.passes = 0
         self._survey()
         self._theta: Tensor | None = None
 
     def fit(self, C: float) -> FittedClasses:
-        """The optimum of every class for one C, from that of the C before."""
+        """The optimum of every class for one C, starting from that of the previous C."""
         classes = np.flatnonzero(self.fitted)
-        theta = self._begin(classes) if self._theta is None else self._theta
-        descent = _Descent(self, theta, torch.from_numpy(classes), 1.0 / C)
+        if self._theta is None:  # no weights, and intercepts that predict each class's share
+            self._theta = torch.zeros(len(classes), self.dim + 1, dtype=torch.float64)
+            if self.fit_intercept:
+                log_odds = np.log(self.positives[classes] / self.negatives[classes])
+                self._theta[:, -1] = torch.from_numpy(log_odds)
+        descent = _Descent(self, self._theta, torch.from_numpy(classes), 1.0 / C)
         descent.run()
         self._theta = descent.theta
-        return self._in_given_coordinates(C, classes, descent)
+        weights = np.zeros((self.n_classes, self.dim))
+        intercepts = np.where(self.positives == 0, self.missing_intercept, -self.missing_intercept)
+        objectives, iterations = np.zeros(self.n_classes), np.zeros(self.n_classes, np.int64)
+        converged = np.ones(self.n_classes, bool)
+        found = product(descent.theta[:, :-1], self._basis.T)
+        weights[classes] = found.numpy()
+        intercepts[classes] = (descent.theta[:, -1] - found @ self._mean).numpy()
+        objectives[classes] = C * descent.value.numpy()
+        iterations[classes], converged[classes] = descent.iterations.numpy(), descent.converged.numpy()
+        return FittedClasses(C, weights, intercepts, objectives, iterations, converged)
 
     def path(self, Cs: Sequence[float] | Float) -> Iterator[FittedClasses]:
         """Each C in turn; ascending is cheapest."""
         return (self.fit(float(C)) for C in Cs)
 
-    # Passes over the rows
-
     def _survey(self) -> None:
         """Counts, mean and second moment of the rows, in one pass."""
 
-        def of(x: NDArray[np.floating], y: NDArray[np.integer]) -> tuple[Tensor, ...]:
+        def of(x: NDArray[np.floating], y: NDArray[np.integer]) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
             wide, targets = as_tensor(x).double(), as_tensor(y)
-            return product(wide.T, wide), wide.sum(dim=0), (targets == 1).sum(dim=0), (targets == 0).sum(dim=0)
+            ones, zeros = (targets == 1).sum(dim=0), (targets == 0).sum(dim=0)
+            return product(wide.T, wide), wide.sum(dim=0), ones, zeros, len(x)
 
         moment, sums = torch.zeros(self.dim, self.dim, dtype=torch.float64), torch.zeros(self.dim, dtype=torch.float64)
-        positives = torch.zeros(self.n_classes, dtype=torch.int64)
-        negatives, self.n_rows = positives.clone(), 0
-
-        for gram, total, ones, zeros in self._map(of):
+        positives, negatives = torch.zeros(2, self.n_classes, dtype=torch.int64)
+        self.n_rows = 0
+        for gram, total, ones, zeros, count in map_pieces(self._read(), of):
             moment += gram
             sums += total
             positives += ones
             negatives += zeros
+            self.n_rows += count
         self.sums, self.positives, self.negatives = sums.numpy(), positives.numpy(), negatives.numpy()
         self.fitted = ((self.positives > 0) & (self.negatives > 0)) | (not self.fit_intercept)
         self._mean = torch.zeros_like(sums)
@@ -156,18 +155,6 @@ class OneVsRestSolver:
         eigenvalues, self._basis = torch.linalg.eigh(moment / max(self.n_rows, 1))
         self._spread = eigenvalues.clamp_min(0.0)
 
-    def _map(self, function: Callable[..., tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-        self.passes += 1
-        blocks = self._read()
-        if self.passes == 1:
-            blocks = self._counted(blocks)
-        return map_pieces(blocks, function)
-
-    def _counted(self, blocks: Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]]) -> Iterator[tuple]:  # type: ignore[type-arg]
-        for x, y in blocks:
-            self.n_rows += len(x)
-            yield x, y
-
     def evaluate(self, theta: Tensor, classes: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
         """Objective (K,), gradient (K, D + 1) and sum of ``p (1 - p)`` (K,) of some classes at theta (K, D + 1)."""
         weights = product(theta[:, :-1], self._basis.T)
@@ -176,15 +163,13 @@ class OneVsRestSolver:
 
         def of(x: NDArray[np.floating], y: NDArray[np.integer]) -> tuple[Tensor, ...]:
             wide, targets = as_tensor(x).double(), as_tensor(y)
-            chosen = targets if every else targets[:, classes]
             logits = product(wide, weights.T).add_(intercepts)
-            losses, residual, curvature = _binary(logits, chosen)
-            sums = residual.sum(dim=0)
-            return losses, product(residual.T, wide), sums, curvature
+            losses, residual, curvature = _binary(logits, targets if every else targets[:, classes])
+            return losses, product(residual.T, wide), residual.sum(dim=0), curvature
 
         value, curvature = theta.new_zeros(len(theta)), theta.new_zeros(len(theta))
         products, sums = theta.new_zeros(len(theta), self.dim), theta.new_zeros(len(theta))
-        for losses, rows, residuals, curved in self._map(of):
+        for losses, rows, residuals, curved in map_pieces(self._read(), of):
             value += losses
             products += rows
             sums += residuals
@@ -201,35 +186,9 @@ class OneVsRestSolver:
         total = curvature.clamp_min(1e-12)[:, None]
         return torch.cat([1.0 / (total * self._spread + penalty), 1.0 / total], dim=1)
 
-    # Coordinates
-
-    def _begin(self, classes: NDArray[np.integer]) -> Tensor:
-        """No weights, and intercepts that predict each class's share."""
-        theta = torch.zeros(len(classes), self.dim + 1, dtype=torch.float64)
-        if self.fit_intercept:
-            theta[:, -1] = torch.from_numpy(np.log(self.positives[classes] / self.negatives[classes]))
-        return theta
-
-    def _in_given_coordinates(self, C: float, classes: NDArray[np.integer], descent: _Descent) -> FittedClasses:
-        weights = np.zeros((self.n_classes, self.dim))
-        intercepts = np.where(self.positives == 0, self.missing_intercept, -self.missing_intercept)
-        objectives, iterations = np.zeros(self.n_classes), np.zeros(self.n_classes, np.int64)
-        converged = np.ones(self.n_classes, bool)
-        found = product(descent.theta[:, :-1], self._basis.T)
-        weights[classes] = found.numpy()
-        intercepts[classes] = (descent.theta[:, -1] - found @ self._mean).numpy()
-        objectives[classes] = C * descent.value.numpy()
-        iterations[classes], converged[classes] = descent.iterations.numpy(), descent.converged.numpy()
-        return FittedClasses(C, weights, intercepts, objectives, iterations, converged)
-
 
 class _Descent:
-    """L-BFGS on K classes at once, until each has converged.
-
-    Attributes
-    ----------
-    theta, value, iterations, converged : of all K classes
-    """
+    """L-BFGS on K classes at once, until each has converged; attributes are those of all K classes."""
 
     def __init__(self, solver: OneVsRestSolver, theta: Tensor, classes: Tensor, penalty: float) -> None:
         self.solver, self.penalty, self.classes = solver, penalty, classes
@@ -242,40 +201,30 @@ class _Descent:
 
     def run(self) -> None:
         """Iterate."""
-        active = torch.arange(len(self.classes))
+        active, theta = torch.arange(len(self.classes)), self.theta
         if not len(active):
             return
-        theta = self.theta
         value, gradient, curvature = self._at(theta, active)
-        self.value = value
-        initial = self.solver.inverse_curvature(curvature, self.penalty)
+        self.value, stuck = value, torch.zeros(len(active), dtype=torch.bool)
         for iteration in range(self.solver.max_iter + 1):
+            initial = self.solver.inverse_curvature(curvature, self.penalty)
             direction = self._product(gradient, initial).neg_()
             slope = _dot(gradient, direction)
-            done = -0.5 * slope <= self.solver.tol * value
+            done = stuck | (-0.5 * slope <= self.solver.tol * value)
             self.converged[active[done]] = True
             keep = ~done
             if iteration == self.solver.max_iter or not bool(keep.any()):
                 break
-            if bool(done.any()):  # those that are done leave the products
+            if bool(done.any()):  # converged classes leave the products
                 active, theta, value, gradient = active[keep], theta[keep], value[keep], gradient[keep]
-                direction, slope, initial = direction[keep], slope[keep], initial[keep]
+                direction, slope = direction[keep], slope[keep]
                 self.pairs = [(s[keep], c[keep], r[keep]) for s, c, r in self.pairs]
             moved, new_value, new_gradient, curvature = self._search(theta, direction, slope, value, gradient, active)
             self._remember(moved - theta, new_gradient - gradient)
-            stuck = (moved == theta).all(dim=1)
+            stuck = (moved == theta).all(dim=1)  # as close as float64 can resolve
             theta, value, gradient = moved, new_value, new_gradient
-            initial = self.solver.inverse_curvature(curvature, self.penalty)
             self.theta[active], self.value[active] = theta, value
             self.iterations[active] += 1
-            if bool(stuck.any()):  # as close as float64 can tell
-                self.converged[active[stuck]] = True
-                keep = ~stuck
-                if not bool(keep.any()):
-                    break
-                active, theta, value, gradient = active[keep], theta[keep], value[keep], gradient[keep]
-                initial = initial[keep]
-                self.pairs = [(s[keep], c[keep], r[keep]) for s, c, r in self.pairs]
 
     def _at(self, theta: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.solver.evaluate(theta, self.classes[active], self.penalty)
@@ -283,9 +232,10 @@ class _Descent:
     def _search(
         self, theta: Tensor, direction: Tensor, slope: Tensor, value: Tensor, gradient: Tensor, active: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points that are low enough along the directions, with value, gradient and curvature there.
+        """Points that decrease the objectives enough, with value, gradient and curvature there.
 
-        Nearly always a whole step; the classes whose objective grows try shorter ones, and stay where none helps.
+        Nearly always a full step. Classes whose objective grows try shorter ones, and stay where they are if none
+        helps.
         """
         moved = theta + direction
         new_value, new_gradient, curvature = self._at(moved, active)
@@ -315,7 +265,7 @@ class _Descent:
         self.pairs = [*self.pairs[-_MEMORY + 1 :], (step, change, rho)]
 
     def _product(self, gradient: Tensor, initial: Tensor) -> Tensor:
-        """``H g`` by the two-loop recursion, one class a row."""
+        """``H g`` by the two-loop recursion, one class per row."""
         found, shares = gradient.clone(), []
         for step, change, rho in reversed(self.pairs):
             share = rho * _dot(step, found)
@@ -328,7 +278,7 @@ class _Descent:
 
 
 def _binary(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over rows of losses and of ``p (1 - p)``, (K,), and ``p - y`` (n, K); unknown targets count for nothing."""
+    """Sums (K,) of losses, ``p - y`` (n, K), and sums (K,) of ``p (1 - p)``; unknown targets count for nothing."""
     known = targets != UNKNOWN
     y = targets.clamp_min(0).to(logits.dtype)
     losses = torch.nn.functional.softplus(logits).addcmul_(logits, y, value=-1.0)

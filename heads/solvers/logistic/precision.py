@@ -1,10 +1,9 @@
-"""In which type, and in how many parts, the products with the rows are formed.
+"""The type of the products with the rows, and into how many parts their other factor is split.
 
-The objective takes two products per pass: ``X Wᵀ`` for logits, and ``Rᵀ X`` for the gradient. X stays in the type that
-it is stored in; what meets it, weights or residuals, is float32 (or float64) and is rounded to that type. One rounded
-part of a half-precision type is fast and coarse. The sum of two float16 parts has 22 bits, so that products of float16
-features have the accuracy of float32 ones at half the speed of float16 ones, which on tensor cores is several times as
-fast as float32.
+The objective takes two products per pass: ``X Wᵀ`` for logits, and ``Rᵀ X`` for the gradient. X keeps the type that it
+is stored in; the other factor, weights or residuals, is float32 (or float64) and is rounded to that type. One
+half-precision part is fast but coarse. Two float16 parts add up to 22 bits: products of float16 features are then as
+accurate as in float32, at half the speed of float16, which on tensor cores is several times that of float32.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from heads.solvers.primitives import wide_product
 LOW_WORK = 10**9
 """N·D·C from which products take long enough for bfloat16 to be worth a copy of the rows."""
 
-_UNIT = 2.0**14  # residuals of weight 1 are in [-1, 1]; this moves them to the upper end of float16's range
-_ALIGNED = 8  # columns of float16 in 16 bytes, which tensor cores want rows to be a multiple of
+_UNIT = 2.0**14  # scales residuals of weight 1, which are in [-1, 1], to the upper end of float16's range
+_ALIGNED = 8  # columns of float16 in 16 bytes; tensor cores need rows of a multiple of that
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A type of products, and the number of parts that the other factor is split into.
+    """The type of products, and the number of parts of their other factor.
 
     Examples
     --------
@@ -44,13 +43,13 @@ class Precision:
     parts: int = 1
 
     def forward(self, weights: Tensor, intercepts: Tensor) -> Forward:
-        """A function of features x (n, D) and `out` (n, K), that fills `out` with ``x @ weights.T + intercepts``."""
+        """A function of features x (n, D) and `out` (n, K) that fills `out` with ``x @ weights.T + intercepts``."""
         if self.dtype in (torch.float32, torch.float64):
             return lambda x, out: torch.addmm(intercepts, x.to(self.dtype), weights.T, out=out)
         factor = self._split(weights.clone())
-        if self.dtype == torch.bfloat16:
-            return lambda x, out: _product(self._repeated(x), factor, out).add_(intercepts)
-        # float16: the intercepts are the weights of further columns of ones, which saves a pass over the logits.
+        if self.dtype == torch.bfloat16:  # always one part
+            return lambda x, out: _product(x, factor, out).add_(intercepts)
+        # float16: the intercepts become weights of additional columns of ones, which saves a pass over the logits.
         padding = intercepts.new_zeros(len(weights), -self.parts % _ALIGNED, dtype=self.dtype)
         factor = torch.cat([factor, self._split(intercepts.clone()[:, None]), padding], dim=1)
         ones = torch.cat([padding.new_ones(self.parts), padding.new_zeros(padding.shape[1])])
@@ -69,13 +68,9 @@ class Precision:
             return residual.T @ x.to(self.dtype)
         unit = _UNIT / largest if self.dtype == torch.float16 else 1.0
         factor = self._split(residual if unit == 1.0 else residual.mul_(unit))
-        out = residual.new_empty(factor.shape[1], x.shape[1])
-        _product(factor.T, x.T, out)
+        out = _product(factor.T, x.T, residual.new_empty(factor.shape[1], x.shape[1]))
         whole = out if self.parts == 1 else torch.stack(out.chunk(self.parts)).sum(dim=0)
         return whole if unit == 1.0 else whole.div_(unit)
-
-    def _repeated(self, x: Tensor) -> Tensor:
-        return x if self.parts == 1 else torch.cat([x] * self.parts, dim=1)
 
     def _split(self, wide: Tensor) -> Tensor:
         """Parts (n, parts * K) in the narrow type that add up to a matrix (n, K), which is overwritten."""
@@ -83,7 +78,7 @@ class Precision:
         for k, part in enumerate(out.chunk(self.parts, dim=1), start=1):
             part.copy_(wide)
             if k < self.parts:
-                wide.sub_(part)  # what this part leaves, for the next
+                wide.sub_(part)  # the remainder, for the next part
         return out
 
 
@@ -94,7 +89,7 @@ FLOAT16_HALVES = Precision(torch.float16, parts=2)
 
 
 def cheaper_on(device: torch.device, dtype: torch.dtype) -> Precision | None:
-    """The products with which to begin on rows of a type on a GPU: one narrow part, where tensor cores take it.
+    """The products to begin with on rows of a type on a GPU: one half-precision part, where tensor cores support it.
 
     Examples
     --------
@@ -109,7 +104,7 @@ def cheaper_on(device: torch.device, dtype: torch.dtype) -> Precision | None:
 
 
 def cpu_precision(work: int, dtype: torch.dtype = torch.float32) -> Precision:
-    """Products on a CPU for N·D·C numbers to multiply: bfloat16 where it is native and they are many, else `dtype`.
+    """Products on a CPU for N·D·C multiplications: bfloat16 if it is native and they are many, else `dtype`.
 
     Examples
     --------
@@ -126,7 +121,7 @@ def has_bfloat16() -> bool:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``a @ b.T`` of narrow matrices into a float32 `out`."""
-    if a.dtype == torch.bfloat16 and not a.is_cuda:  # native on a CPU only with a result that is rounded, too
+    """``a @ b.T`` of half-precision matrices into a float32 `out`."""
+    if a.dtype == torch.bfloat16 and not a.is_cuda:  # on a CPU, native only with a rounded result
         return out.copy_(a @ b.T)
     return wide_product(a, b, out)

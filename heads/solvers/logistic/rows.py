@@ -1,9 +1,9 @@
-"""Training rows of a logistic problem: in memory, on a GPU, or read again in every pass.
+"""Training rows of a logistic regression: in memory, on a GPU, or read again in every pass.
 
-Where there is an intercept, features are centred: ``W x + b = W (x - m) + (b + W m)`` is the same model with the same
-penalty, and takes the large common direction of CLIP features out of the Hessian (measured: half the iterations).
-Arrays are centred in place and blocks of a stream as they are read. Rows on a GPU are neither widened nor written to:
-the objective moves their mean into the other factor of each product.
+With an intercept, features are centred: ``W x + b = W (x - m) + (b + W m)`` is the same model with the same penalty,
+and removes the large common direction of CLIP features from the Hessian (measured: half the iterations). Arrays are
+centred in place, and blocks of a stream as they are read. Rows on a GPU are neither widened nor written to; the
+objective moves their mean into the other factor of each product.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Mask = NDArray[np.bool_]
 ArrayBlock = tuple[NDArray[np.floating], NDArray[np.integer]]
 
 LOGIT_BYTES = 2**30
-"""Limit for kept logits; larger ones are computed again in every pass."""
+"""Limit on kept logits; larger ones are computed again in every pass."""
 
 COPY_BYTES = 2**28
-"""The most that a copy of the rows that count may take; above it the others take part with weight zero."""
+"""Limit on a copy of the rows that count; above it, the other rows take part with weight zero."""
 
 SAMPLE_ROWS = 16384
-"""Rows behind a preconditioner if logits are not kept. They affect the number of iterations, never the optimum."""
+"""Rows for a preconditioner where logits are not kept. They affect the number of iterations, never the optimum."""
 
 _READ_ROWS = 8192
 
 
 class Block(NamedTuple):
-    """Rows: features X (n, D), targets y (n, ...), and weights (n,), or None for ones."""
+    """Rows: features X (n, D), class indices y (n,), and weights (n,), or None for ones."""
 
     X: Tensor
     y: Tensor
@@ -56,13 +56,13 @@ class RowSource:
 
     Attributes
     ----------
-    read : gives the blocks of one pass, features in the type of a precision where the rows are kept in it
+    read : yields the blocks of one pass, with features in the type of a precision where a copy of them is kept
     n : number of rows that count
-    sample : rows behind the preconditioners, centred, in the type of the parameters; all of them if logits are kept
-    mean : (D,), which the objective subtracts from every row; None where rows come centred
+    sample : centred rows for preconditioners, in the type of the parameters; all rows if logits are kept
+    mean : (D,), which the objective subtracts from every row; None where rows are already centred
     precision : of the products
-    cheaper : the precision used far from the minimum, if it is another one
-    keep_logits : whether logits are kept from one pass to the next; `read` then gives one block
+    cheaper : precision used far from the minimum, None for the same one
+    keep_logits : whether logits are kept from one pass to the next; `read` then yields one block
     largest_weight : a power of two that no row's weight exceeds, and at least 1
     """
 
@@ -77,7 +77,7 @@ class RowSource:
 
     @classmethod
     def in_memory(cls, X: Tensor, y: Tensor, weights: Tensor | None = None) -> RowSource:
-        """Rows that are held whole, centred or to be taken as they are."""
+        """All rows in one block, used as they are."""
         block = Block(X, y, weights)
         return cls(lambda precision: iter([block]), len(X), block, precision=Precision(X.dtype), keep_logits=True)
 
@@ -87,20 +87,15 @@ class Rows:
 
     Parameters
     ----------
-    X
-        Features (N, D), float32 or float64, which are overwritten; an array, or a tensor on any device.
-    y
-        Class indices (N,).
-    n_classes
-        C.
-    fit_intercept
-        Whether intercepts are fitted.
+    X : features (N, D), float32 or float64, which are overwritten; an array, or a tensor on any device
+    y : class indices (N,)
+    n_classes, fit_intercept : C, and whether intercepts are fitted
     """
 
     keep_logits = True  # where they are small enough
     cheaper: Precision | None = None
     weights: Float | None = None
-    """Of the rows (N,), if they do not all weigh 1; may be set."""
+    """Row weights (N,), None for ones; may be set."""
 
     def __init__(
         self, X: NDArray[np.floating] | Tensor, y: NDArray[np.integer], n_classes: int, *, fit_intercept: bool = True
@@ -111,7 +106,7 @@ class Rows:
         self.dtype = self.X.dtype
         self.precision = Precision(self.dtype)
         self.mean: Float = np.zeros(self.X.shape[1])
-        self._to_subtract: Tensor | None = None  # what still separates X from centred rows
+        self._to_subtract: Tensor | None = None  # mean, where X itself is not centred
         self._narrow: Tensor | None = None
         self._centre()
 
@@ -122,41 +117,43 @@ class Rows:
             self.mean = mean.double().cpu().numpy()
 
     def source(self, places: NDArray[np.int64], n_classes: int, keep: Mask | None) -> RowSource:
-        """The rows that `keep` (N,) counts, of `n_classes` classes; `places` (C,) says which of them each class is."""
+        """The rows in the mask `keep` (N,), or all; `places` (C,) maps classes to indices below `n_classes`."""
         device, dim = self.X.device, int(self.X.shape[1])
-        if keep is not None and int(keep.sum()) * dim * self.X.element_size() <= COPY_BYTES:
+        n = len(self.X) if keep is None else int(keep.sum())
+        if keep is not None and n * dim * self.X.element_size() <= COPY_BYTES:
             return self._copy(keep).source(places, n_classes, None)
         y = torch.from_numpy(places[self.y]).to(device)
         counted = _counted(self.weights, keep)
         weights = None if counted is None else torch.from_numpy(counted).to(device, self.dtype)
         kept = self.keep_logits and 2 * len(self.X) * n_classes * self.X.element_size() <= LOGIT_BYTES
+        sample = Block(self.X, y, weights)
+        if not kept:
+            chosen = _sampled(len(y), keep)
+            some = torch.from_numpy(chosen).to(device)
+            sample = _weighted(self._centred(self.X[some].to(self.dtype)), y[some], n, counted, chosen)
         narrow = cpu_precision(len(self.X) * dim * n_classes, self.dtype)
         low = kept and device.type == "cpu" and narrow != self.precision
 
         def read(precision: Precision) -> Iterator[Block]:
             yield Block(self._in(precision), y, weights)
 
-        return RowSource(
-            read,
-            n=len(self.X) if keep is None else int(keep.sum()),
-            sample=Block(self.X, y, weights) if kept else self._sample(y, keep),
-            mean=self._to_subtract,
-            precision=self.precision,
-            cheaper=narrow if low else self.cheaper,
-            keep_logits=kept,
-            largest_weight=1.0 if counted is None else 2.0 ** math.ceil(math.log2(max(counted.max(), 1.0))),
-        )
+        cheaper = narrow if low else self.cheaper
+        largest = 1.0 if counted is None else 2.0 ** math.ceil(math.log2(max(counted.max(), 1.0)))
+        return RowSource(read, n, sample, self._to_subtract, self.precision, cheaper, kept, largest)
 
     def centred(self, where: Mask) -> Iterator[ArrayBlock]:
-        """Centred float64 rows of a mask (N,), with labels, block by block."""
+        """Centred float64 rows in a mask (N,), with their labels, block by block."""
         rows = np.flatnonzero(where)
         for first in range(0, len(rows), _READ_ROWS):
             chosen = rows[first : first + _READ_ROWS]
-            X = self.X[torch.from_numpy(chosen).to(self.X.device)].double()
-            yield (X if self._to_subtract is None else X - self._to_subtract).cpu().numpy(), self.y[chosen]
+            X = self._centred(self.X[torch.from_numpy(chosen).to(self.X.device)].double())
+            yield X.cpu().numpy(), self.y[chosen]
+
+    def _centred(self, X: Tensor) -> Tensor:
+        return X if self._to_subtract is None else X - self._to_subtract
 
     def _copy(self, keep: Mask) -> Self:
-        """The rows of a mask (N,) alone, centred as these."""
+        """The rows in a mask (N,), centred by the same mean."""
         part = copy(self)
         part.X, part.y = self.X[torch.from_numpy(keep).to(self.X.device)], self.y[keep]
         part.weights = None if self.weights is None else self.weights[keep]
@@ -164,37 +161,24 @@ class Rows:
         return part
 
     def _in(self, precision: Precision) -> Tensor:
-        """The features, or a copy in bfloat16 that is kept."""
+        """The features, or a bfloat16 copy, which is kept."""
         if precision != BFLOAT16:
             return self.X
         if self._narrow is None:
             self._narrow = self.X.bfloat16()
         return self._narrow
 
-    def _sample(self, y: Tensor, keep: Mask | None) -> Block:
-        chosen = _sampled(len(y), keep)
-        some = torch.from_numpy(chosen).to(y.device)
-        X = self.X[some].to(self.dtype)
-        X = X if self._to_subtract is None else X - self._to_subtract
-        return _weighted(X, y[some], len(y), keep, None if self.weights is None else self.weights[chosen])
-
 
 class DeviceRows(Rows):
-    """Rows on a device, which are never written to; their logits are computed faster than they could be read back.
+    """Rows on a device, which are never written to. Computing their logits is faster than reading them back.
+
+    HeadError if shapes or devices do not match, or features are not finite.
 
     Parameters
     ----------
-    X
-        Features (N, D), float16 (products of float16 halves), bfloat16 or float32 (float32 products).
-    y
-        Class indices (N,) int64, on the same device.
-    n_classes, fit_intercept
-        As of `Rows`.
-
-    Raises
-    ------
-    HeadError
-        If shapes or devices do not fit, or features are not finite.
+    X : features (N, D), float16 (products in float16 halves), bfloat16 or float32 (float32 products)
+    y : class indices (N,) int64, on the same device
+    n_classes, fit_intercept : as for `Rows`
     """
 
     keep_logits = False
@@ -220,24 +204,21 @@ class DeviceRows(Rows):
 
 
 class StreamedRows:
-    """Rows that are read for every pass: memory is a block, a sample of rows and the labels.
+    """Rows that are read again in every pass; memory holds a block, a sample of rows and the labels.
 
     Parameters
     ----------
-    read
-        Called for every pass: blocks ``(X (n, D), y (n,))``, the same at every call; blocks may share one buffer.
-    dim, n_classes, fit_intercept
-        D, C, whether intercepts are fitted.
-    dtype
-        In which a block is evaluated.
+    read : called once per pass: yields the same blocks ``(X (n, D), y (n,))`` each time; blocks may share one buffer
+    dim, n_classes, fit_intercept : D, C, and whether intercepts are fitted
+    dtype : type in which a block is evaluated
 
     Attributes
     ----------
-    sums : (D,) float64, of all rows; finite exactly if all features are
+    sums : (D,) float64, over all rows; finite if and only if all features are
     """
 
     weights: Float | None = None
-    """Of the rows (N,), if they do not all weigh 1; may be set."""
+    """Row weights (N,), None for ones; may be set."""
 
     def __init__(
         self,
@@ -261,14 +242,15 @@ class StreamedRows:
             self.mean = torch.from_numpy(self.sums / len(self.y)).to(dtype).double().numpy()
 
     def source(self, places: NDArray[np.int64], n_classes: int, keep: Mask | None) -> RowSource:
-        """The rows that `keep` (N,) counts, of `n_classes` classes; `places` (C,) says which of them each class is."""
-        chosen = np.zeros(len(self.y), bool)
-        chosen[_sampled(len(self.y), keep)] = True
-        picked = list(self.centred(chosen))
+        """The rows in the mask `keep` (N,), or all; `places` (C,) maps classes to indices below `n_classes`."""
+        n = len(self.y) if keep is None else int(keep.sum())
+        chosen, counted = _sampled(len(self.y), keep), _counted(self.weights, keep)
+        sampled = np.zeros(len(self.y), bool)
+        sampled[chosen] = True
+        picked = list(self.centred(sampled))
         X = torch.from_numpy(np.concatenate([x for x, _ in picked])).to(self.dtype)
         y = torch.from_numpy(places[np.concatenate([y for _, y in picked])])
         mean = torch.from_numpy(self.mean).to(self.dtype)
-        counted = _counted(self.weights, keep)
 
         def read(precision: Precision) -> Iterator[Block]:
             done = 0
@@ -277,12 +259,10 @@ class StreamedRows:
                 done += len(y)
                 yield Block(torch.as_tensor(features).to(self.dtype) - mean, torch.from_numpy(places[y]), weights)
 
-        n = len(self.y) if keep is None else int(keep.sum())
-        own = None if self.weights is None else self.weights[chosen]
-        return RowSource(read, n, _weighted(X, y, len(self.y), keep, own), precision=Precision(self.dtype))
+        return RowSource(read, n, _weighted(X, y, n, counted, chosen), precision=Precision(self.dtype))
 
     def centred(self, where: Mask) -> Iterator[ArrayBlock]:
-        """Centred float64 rows of a mask (N,), with labels, block by block."""
+        """Centred float64 rows in a mask (N,), with their labels, block by block."""
         done = 0
         for features, y in self._read():
             mine = where[done : done + len(y)]
@@ -295,7 +275,7 @@ TrainingRows = Rows | StreamedRows
 
 
 def _sampled(n: int, keep: Mask | None) -> NDArray[np.intp]:
-    """Positions of up to `SAMPLE_ROWS` of the rows that count, ascending."""
+    """Positions of up to `SAMPLE_ROWS` rows that count, in ascending order."""
     rows = np.arange(n) if keep is None else np.flatnonzero(keep)
     if len(rows) > SAMPLE_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE_ROWS, replace=False))
@@ -303,14 +283,13 @@ def _sampled(n: int, keep: Mask | None) -> NDArray[np.intp]:
 
 
 def _counted(weights: Float | None, keep: Mask | None) -> Float | None:
-    """Weights (N,) of rows that a mask keeps, others zero; None where all weigh 1."""
+    """Weights (N,), zero outside the mask; None where all are 1."""
     if weights is None:
         return None if keep is None else keep.astype(np.float64)
     return weights if keep is None else weights * keep
 
 
-def _weighted(X: Tensor, y: Tensor, n: int, keep: Mask | None, weights: Float | None) -> Block:
-    """A sample of the rows that count, with weights that make its sums those of all of them."""
-    share = (n if keep is None else int(keep.sum())) / len(X)
-    own = np.ones(len(X)) if weights is None else weights
-    return Block(X, y, torch.from_numpy(share * own).to(X.device, X.dtype))
+def _weighted(X: Tensor, y: Tensor, n: int, weights: Float | None, chosen: NDArray[np.intp]) -> Block:
+    """A sample of the n rows that count, weighted so that its sums estimate those over all n."""
+    own = np.ones(len(X)) if weights is None else weights[chosen]
+    return Block(X, y, torch.from_numpy(n / len(X) * own).to(X.device, X.dtype))

@@ -1,6 +1,6 @@
-"""NLL and counts without logits: every implementation against numpy and scikit-learn in float64, and the door.
+"""NLL and counts: every implementation against numpy and scikit-learn in float64, and the checks of `linear_nll`.
 
-Logits of whole numbers are exact in every implementation and tie often, so that ranks must agree to the last row.
+Integer logits are exact in every implementation and often tie, so that ranks must agree for every row.
 """
 
 import sys
@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 
 def whole(seed: int, n: int, dim: int, n_classes: int, n_heads: int = 2) -> tuple[Array, Array, Array, Array]:
-    """Features, weights (H, C, D), biases and labels whose logits are whole numbers."""
+    """Features, weights (H, C, D), biases and labels, with integer logits."""
     rng = np.random.default_rng(seed)
     X = rng.integers(-2, 3, (n, dim)).astype(np.float32)
     W = rng.integers(-2, 3, (n_heads, n_classes, dim)).astype(np.float32)
@@ -51,7 +51,7 @@ def logits_of(X: Array, W: Array, b: Array | None = None, scale: float = 1.0) ->
 
 
 def check(tally: Tally, head: int, z: Array, y: Array, tolerance: float = 2e-5) -> None:
-    """Everything a tally holds of one head against logits (N, C) in float64."""
+    """Everything in a tally for one head, against logits (N, C) in float64."""
     rows = np.arange(len(y))
     log_p = log_softmax(z, axis=1)
     p, order = np.exp(log_p), np.argsort(-z, axis=1, kind="stable")
@@ -150,7 +150,7 @@ def test_interpolations_are_those_of_the_weights(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", ON_CPU)
 def test_heads_that_disagree_underflow_no_interpolation(impl: str) -> None:
-    """Each head is certain, of different classes: the maximum of one alpha is hopeless for another."""
+    """Both heads are certain of different classes: the maximum at one alpha is useless at another."""
     X, y = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
     W = 5000 * np.stack([np.eye(3), np.roll(np.eye(3), 1, axis=0)]).astype(np.float32)
     alphas = np.linspace(0, 1, 21)
@@ -329,7 +329,7 @@ WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::bincount", "aten::
 
 
 def test_a_tally_is_summed_without_waiting_for_a_gpu() -> None:
-    """No operation whose result's shape or value the host has to know: on a GPU the only wait is the last copy."""
+    """The host never needs the shape or value of a result: on a GPU it only waits for the final copy."""
     called: list[str] = []
 
     class Watch(TorchDispatchMode):

@@ -1,7 +1,7 @@
 """The CUDA kernel without a GPU: compiled by NVRTC and nvcc where they are, and run on the CPU through a host shim.
 
 The shim (`cuda_on_host.h`) includes the very source that ships and lets a warp's 32 lanes take turns at every shuffle;
-products come from torch. What a GPU alone can tell (streams, devices, speed) is in tests/test_gpu.
+products come from torch. What needs a GPU (streams, devices, speed) is in tests/test_gpu.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import torch
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels import available, linear_nll
-from heads.kernels.cuda import KERNEL_OPTIONS, Tiling, _run, kernel_source, pack, require, row_values
+from heads.kernels.cuda import KERNEL_OPTIONS, _run, kernel_source, pack, require, row_values, tile_shape
 from heads.kernels.problem import pose
 
 SHIM = Path(__file__).parent / "cuda_on_host.h"
@@ -59,7 +59,7 @@ def test_row_values_are_those_of_float64(host: Any, name: str, dtype: torch.dtyp
 @pytest.mark.parametrize("tile_bytes", [1, 4 * 128 * 136 + 1, 4 * 400 * 136])
 @pytest.mark.parametrize("grid", [False, True])
 def test_tiles_of_any_size_give_the_same_bits(host: Any, tile_bytes: int, grid: bool) -> None:
-    """Rows by rows and heads by heads; whole numbers, so that products do not depend on their shapes."""
+    """Tiles of some rows and some heads; integers, so that products do not depend on their shapes."""
     case = gpu_cases.Case(130, 8, 131, heads=2 if grid else 3, kind="ties", alphas=(0.5, 0.25) if grid else None)
     problem = gpu_cases.posed(case, torch.float32)
     whole = row_values(problem, pack(problem), host)
@@ -105,7 +105,7 @@ def test_rows_without_an_order_have_a_nan(host: Any, bad: float, grid: bool) -> 
 
 @pytest.mark.parametrize("grid", [False, True])
 def test_a_nan_row_is_named_with_confusion_counts_too(host: Any, grid: bool) -> None:
-    """Its best column would be outside the table of counts: a table of 17 GB was asked for."""
+    """Its best column was outside the table of counts, and a table of 17 GB was allocated."""
     features = np.ones((4, 3), np.float32)
     features[2] = np.nan
     alphas = (0.0, 0.5) if grid else None
@@ -135,10 +135,10 @@ def test_two_runs_agree_to_the_bit(host: Any) -> None:
 @pytest.mark.parametrize(("n", "heads", "stride"), [(1, 1, 8), (50_000, 1, 21_848), (10, 900, 1000), (7, 2, 10**7)])
 @pytest.mark.parametrize("together", [False, True])
 def test_tiles_cover_without_waste(n: int, heads: int, stride: int, together: bool) -> None:
-    tiling = Tiling.of(n, heads, stride, together, 24 * 2**20)
-    assert 1 <= tiling.rows <= n
-    assert tiling.heads == heads if together else 1 <= tiling.heads <= heads
-    assert tiling.rows * tiling.heads * stride * 4 <= max(24 * 2**20, 4 * 128 * stride)
+    rows, columns = tile_shape(n, heads, stride, together=together, tile_bytes=24 * 2**20)
+    assert 1 <= rows <= n
+    assert columns == heads if together else 1 <= columns <= heads
+    assert rows * columns * stride * 4 <= max(24 * 2**20, 4 * 128 * stride)
 
 
 def test_features_on_a_cpu_are_refused() -> None:
@@ -157,7 +157,7 @@ def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def _nvrtc() -> ctypes.CDLL | None:
-    """The run-time compiler that torch's CUDA builds bring, or one of the system."""
+    """The run-time compiler of torch's CUDA builds, or of the system."""
     for path in Path(torch.__file__).parents[1].glob("nvidia/*/lib/libnvrtc.so.*"):
         return ctypes.CDLL(str(path))
     for name in ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"):
@@ -214,7 +214,7 @@ def test_nvcc_finds_registers_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recent", [True, False])
 def test_launches_go_to_torch_s_stream_and_device(recent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CuPy is asked for, by a stand-in for it: the source, the device, the stream and the size of the grid."""
+    """Calls to a stub of CuPy: source, device, stream and size of the grid."""
     import heads.kernels.cuda as module
 
     seen: list[Any] = []
@@ -264,7 +264,7 @@ def test_launches_go_to_torch_s_stream_and_device(recent: bool, monkeypatch: pyt
 
 
 def test_narrow_features_meet_wide_weights(host: Any) -> None:
-    """Products run in the wider type: the features are exact in it, the weights are not rounded."""
+    """Products are in the wider type, in which the features are exact and the weights are not rounded."""
     problem = gpu_cases.posed(gpu_cases.CASES["one class over a tile"], torch.float32)
     mixed = pose(problem.features.half(), list(problem.weights), problem.labels, bias=list(problem.biases))
     gpu_cases.assert_close(row_values(mixed, pack(mixed), host), mixed)

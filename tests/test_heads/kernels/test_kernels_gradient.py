@@ -14,7 +14,7 @@ from heads.kernels import gradient, linear_cross_entropy, linear_nll
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen rows a block, so that a few rows are several blocks."""
+    """Sixteen rows per block, so that a few rows make several blocks."""
     monkeypatch.setattr(gradient, "_CELLS", 1)
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernel without a GPU: its logic in Triton's interpreter, its shape as compiled for a Hopper GPU."""
+"""The Triton kernel without a GPU: its results in Triton's interpreter, and its code as compiled for a Hopper GPU."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def test_row_values_are_those_of_float64(interpreted: dict[str, str], name: str,
 
 
 def test_softmax_residuals_are_those_of_float64(interpreted: dict[str, str]) -> None:
-    """Losses of likely labels to six digits, rows wider than a block, and nothing written beside the logits."""
+    """Losses of likely labels to six digits, rows wider than a block, and no writes outside the logits."""
     cases = {name: wrong for name, wrong in interpreted.items() if name.startswith("residual")}
     assert len(cases) == 4
     assert not any(cases.values()), cases
@@ -66,7 +66,7 @@ def test_rows_without_an_order_have_a_nan(interpreted: dict[str, str], bad: str)
 @pytest.mark.parametrize("grid", ["", "alphas, "])
 @pytest.mark.parametrize("kind", ["bf16", "bf16, no best column", "fp16", "tf32", "fp32"])
 def test_it_compiles_for_hopper(compiled: dict[str, dict[str, int]], kind: str, grid: str) -> None:
-    """On the tensor cores, fed by block copies, two blocks to a multiprocessor, without spilling."""
+    """On tensor cores, fed by block copies, two blocks per multiprocessor, without spilling."""
     made = compiled[grid + kind]
     assert (made["wgmma"] > 0) == (kind != "fp32")  # IEEE float32 has no tensor core
     assert made["block copies"] > 0
@@ -76,7 +76,7 @@ def test_it_compiles_for_hopper(compiled: dict[str, dict[str, int]], kind: str, 
 
 
 def test_few_instructions_per_logit(compiled: dict[str, dict[str, int]]) -> None:
-    """Beside half-precision products at D = 512, which take 2048 multiply-adds a clock, 16 leave time to spare."""
+    """Next to half-precision products at D = 512, with 2048 multiply-adds per clock, 16 leave time to spare."""
     for kind, most in {"bf16": 14, "fp16": 14, "bf16, no best column": 11, "tf32": 16}.items():
         assert compiled[kind]["per logit"] <= most
     for kind, most in {"bf16": 16, "fp16": 16, "bf16, no best column": 13, "tf32": 16}.items():

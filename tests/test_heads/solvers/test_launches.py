@@ -1,4 +1,4 @@
-"""What a call asks of a device, counted by torch's profiler on a CPU: operations, waits, products, launches."""
+"""Work per call, counted by torch's profiler on a CPU: operations, synchronisations, products, launches."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def counted(work: Callable[[], object]) -> Counter[str]:
 
 
 def test_a_gradient_waits_twice_however_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the loss and the penalty; two products a piece, of which none depends on the classes' number."""
+    """Once for the loss and once for the penalty. Pieces take two products each, whatever the number of classes."""
     found = []
     for rows, classes in ((600, 6), (150, 6), (150, 30)):
         monkeypatch.setattr("heads.solvers.logistic.objective.PIECE_ROWS", rows)
@@ -59,7 +59,7 @@ def test_a_ridge_path_asks_as_much_for_a_hundred_alphas_as_for_ten(monkeypatch: 
 
 @pytest.mark.parametrize("options", [{}, {"alphas": np.linspace(0, 1, 21).tolist()}])
 def test_heads_and_alphas_are_one_launch(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the Triton kernel, by a stand-in that gives every row the statistics of a sure and right head."""
+    """With a stub for the Triton kernel, which returns the statistics of a confident and correct head."""
     pytest.importorskip("triton")
     from heads.kernels import triton
     from heads.kernels.problem import pose

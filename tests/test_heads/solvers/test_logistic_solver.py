@@ -1,4 +1,4 @@
-"""The logistic solver's parts: gradients, kept logits, preconditioner, rows in passes, against autograd."""
+"""Parts of the logistic solver against autograd: gradients, kept logits, preconditioner, streamed rows."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,11 +14,11 @@ from heads.solvers.logistic import lbfgs
 from heads.solvers.logistic.lbfgs import Minimiser
 from heads.solvers.logistic.objective import Line, Logits, Objective
 from heads.solvers.logistic.path import PathSolver
-from heads.solvers.logistic.penalties import L2
 from heads.solvers.logistic.precision import BFLOAT16, FLOAT16, FLOAT16_HALVES, FLOAT32, Precision, cheaper_on
-from heads.solvers.logistic.preconditioner import ClassBlocks
+from heads.solvers.logistic.preconditioner import ClassBlocks, _curvature
 from heads.solvers.logistic.rows import Block, DeviceRows, Rows, RowSource, StreamedRows
 from heads.solvers.parallel import side_by_side
+from heads.solvers.primitives import softmax_residual
 
 
 def problem(draw: Any, n: int = 50) -> tuple[Line, torch.Tensor]:
@@ -28,7 +28,7 @@ def problem(draw: Any, n: int = 50) -> tuple[Line, torch.Tensor]:
     theta = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     rows = torch.from_numpy(X.astype(np.float64))
     f = Objective(RowSource.in_memory(rows, torch.from_numpy(y), weights), 4, offset=offset)
-    f.penalty = L2(0.3)
+    f.strength = 0.3
     return Line(f), theta
 
 
@@ -45,6 +45,20 @@ def nll_of(f: Objective, theta: torch.Tensor) -> torch.Tensor:
     return (weights * nll).sum()
 
 
+def test_residual_and_curvature_are_autograds() -> None:
+    logits = 3 * torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 1, 1, 2])
+
+    def total(z: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(z, labels, reduction="sum")
+
+    losses, residual = softmax_residual(logits.clone(), labels)
+    assert float(losses.sum()) == pytest.approx(float(total(logits)), rel=1e-12)
+    torch.testing.assert_close(residual, torch.autograd.functional.jacobian(total, logits))  # type: ignore[no-untyped-call]
+    hessian = torch.autograd.functional.hessian(total, logits)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(_curvature(logits), torch.einsum("icic->ic", hessian))
+
+
 def test_gradient_is_autograds(draw: Any) -> None:
     line, theta = problem(draw)
     value, gradient = line.start(theta)
@@ -56,25 +70,24 @@ def test_gradient_is_autograds(draw: Any) -> None:
 
 
 def test_methods_accept_known_logits(draw: Any) -> None:
-    """Value, gradient and curvature product, with and without logits, against autograd; logits save products."""
+    """Value and gradient with and without logits, against autograd; logits save products."""
     line, theta = problem(draw)
     f = line.objective
-    direction = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     logits = torch.empty(50, 4, dtype=torch.float64)
     for _ in f._pieces(f.product(theta, out=logits)):
         pass
-    torch.testing.assert_close(logits, f.sample(theta).logits)
+    torch.testing.assert_close(logits, f.sample_logits(theta))
     value, gradient = f.value_and_gradient(theta)
-    _, product = torch.autograd.functional.hvp(lambda point: penalised(f, point), theta, direction)  # type: ignore[no-untyped-call]
+    expected, slope = torch.autograd.functional.vjp(lambda point: penalised(f, point), theta)  # type: ignore[no-untyped-call]
+    assert value == pytest.approx(float(expected), rel=1e-13)
+    torch.testing.assert_close(gradient, slope)
     known: dict[int, Logits | None] = {0: None, 1: lambda piece: logits[piece.rows].clone()}
     for saved, of in known.items():
         f.products = 0
         assert f.value(theta, of) == pytest.approx(value, rel=1e-13)
         assert f.products == 1 - saved
-        torch.testing.assert_close(f.gradient(theta, of), gradient)
+        torch.testing.assert_close(f.value_and_gradient(theta, of)[1], gradient)
         assert f.products == 3 - 2 * saved
-        torch.testing.assert_close(f.curvature_product(theta, direction, of), product)
-        assert f.products == 6 - 3 * saved
 
 
 def test_along_a_direction_value_and_gradient_are_those_of_the_point(draw: Any) -> None:
@@ -93,7 +106,7 @@ def test_along_a_direction_value_and_gradient_are_those_of_the_point(draw: Any) 
         torch.testing.assert_close(line.value_and_gradient(step)[1], expected[1])
         theta = line.accept(step)
         if step == 0.5:
-            torch.testing.assert_close(line.sample().logits, fresh.sample().logits)
+            torch.testing.assert_close(line.sample_logits(), fresh.sample_logits())
 
 
 def test_blocks_are_the_inverses_of_the_hessians_diagonal_blocks(draw: Any) -> None:
@@ -101,7 +114,7 @@ def test_blocks_are_the_inverses_of_the_hessians_diagonal_blocks(draw: Any) -> N
     f = line.objective
     line.start(theta)
     hessian = torch.autograd.functional.hessian(lambda point: nll_of(f, point), theta)  # type: ignore[no-untyped-call]
-    blocks = ClassBlocks(f, line.sample(), theta)
+    blocks = ClassBlocks(f, line.sample_logits())
     for c in range(4):
         block = hessian[c, :, c, :] + 0.3 * torch.diag(torch.tensor([1.0] * 7 + [0.0], dtype=torch.float64))
         torch.testing.assert_close(blocks.inverses[c] @ block, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
@@ -114,7 +127,7 @@ def test_blocks_reach_the_same_optimum_in_fewer_iterations(draw: Any) -> None:
     for cost in (0.0, float("inf")):
         minimiser = Minimiser(Objective(rows, 6), tol=1e-10)
         minimiser._build_cost = cost or 3.0
-        found.append(minimiser.solve(L2(1e-3)))
+        found.append(minimiser.solve(1e-3))
         assert (minimiser.builds > 0) == (cost == 0.0)
     assert found[0].value == pytest.approx(found[1].value, rel=1e-9)
     assert found[0].iterations < found[1].iterations
@@ -184,7 +197,7 @@ def test_passes_value_and_gradient_are_those_of_resident_rows(draw: Any) -> None
         torch.testing.assert_close(b[1], a[1])
     assert g.value(0.7) == pytest.approx(f.value(0.7), rel=1e-12)
     torch.testing.assert_close(g.accept(0.4), f.accept(0.4))
-    torch.testing.assert_close(g.sample().logits, f.sample().logits)  # few rows: the sample is all of them
+    torch.testing.assert_close(g.sample_logits(), f.sample_logits())  # few rows: the sample is all of them
 
 
 def test_logits_over_the_limit_are_not_kept(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +232,7 @@ def test_a_path_starts_from_the_nearest_solved_C(draw: Any) -> None:
 
 
 def test_a_path_extrapolates_over_log_C_and_saves_products(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer products than from the nearest optimum, to the same minima; between two C it starts between them."""
+    """Fewer products than from the nearest optimum, and the same minima."""
     X, y = draw(600, 32, 6)
     Cs, products = np.logspace(-1, 3, 9), []
     for extrapolating in (True, False):
@@ -272,7 +285,7 @@ def test_the_start_lies_on_the_line_through_two_optima(draw: Any) -> None:
 
 
 def test_a_single_float16_product_leads_and_exact_ones_finish(draw: Any) -> None:
-    """The optimum of exact products at every C, with fewer exact passes; where they are few, with them alone."""
+    """The same optimum at every C with fewer exact passes; only exact passes if the last C needed few iterations."""
     X, y = draw(600, 32, 6)
     halves, labels, Cs = torch.from_numpy(X).half(), torch.from_numpy(y), [10.0, 1000.0]
     exact = list(PathSolver(Rows(halves.numpy().astype(float), y, 6), tol=1e-12).path(Cs))
@@ -357,7 +370,7 @@ def test_cheap_products_are_near_the_exact_ones(draw: Any) -> None:
     low, full = Line(Objective(source, 4)), Line(Objective(source, 4))
     theta, direction = torch.randn(2, 4, 17, generator=torch.Generator().manual_seed(0))
     for line in (low, full):
-        line.objective.penalty = L2(0.1)
+        line.objective.strength = 0.1
         line.start(theta)
     low.objective.precision = BFLOAT16
     (value, gradient), (expected, exact) = low.probe(direction), full.probe(direction)
@@ -393,7 +406,7 @@ def test_the_caller_s_tf32_switch_does_not_reach_the_solver(monkeypatch: pytest.
 def test_on_a_gpu_the_clock_says_what_a_build_costs(
     build: float, cost: float, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A build of 70 iterations' time counts as 64 of them; a clock that the test moves stands for the GPU's."""
+    """A build that takes as long as 70 iterations counts as 64. The test moves a fake clock."""
     now = [0.0]
     probe = Line.probe
 
@@ -412,16 +425,16 @@ def test_on_a_gpu_the_clock_says_what_a_build_costs(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     line, _ = problem(draw)
     minimiser = Minimiser(line.objective, tol=1e-12)
-    minimiser._clock.on, minimiser._build_cost = True, 3.0
-    minimiser.solve(L2(1e-3))
+    minimiser._ticks, minimiser._build_cost = [], 3.0
+    minimiser.solve(1e-3)
     assert minimiser.builds
     assert minimiser._build_cost == cost
-    assert not minimiser._clock.on
+    assert minimiser._ticks is None
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0])
 def test_a_far_weaker_penalty_does_not_end_where_it_began(C: float) -> None:
-    """The preconditioner of C = 1e-6 makes every gap look small: the fit of C = 0.01 took its start for the optimum."""
+    """With the preconditioner of C = 1e-6 every gap looks small: the fit of C = 0.01 stopped where it started."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, 4000)
     X = rng.normal(size=(10, 32))[y] + rng.normal(size=(4000, 32))

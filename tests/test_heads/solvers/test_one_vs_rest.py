@@ -1,4 +1,4 @@
-"""The solver of all classes at once against scikit-learn's, one class after another, in float64."""
+"""The solver of all classes at once against scikit-learn, one class at a time, in float64."""
 
 from collections.abc import Iterator
 

@@ -86,7 +86,7 @@ def test_weights_equal_scikit_learns_for_every_alpha(real_features: Any, fit_int
 
 
 def left_out(spectrum: Any, X: Any, y: Any, totals: Any = None) -> Any:
-    """All rows, each without itself; classes so heavy that what is left out of them does not matter, unless given."""
+    """Every row left out in turn; by default with class totals so large that leaving a row out does not change them."""
     n_classes = int(y.max()) + 1
     heavy = np.full(n_classes, 1e30) if totals is None else totals
     return one_out(spectrum, spectrum, heavy, [(X, y)], np.arange)
@@ -124,7 +124,7 @@ def test_leave_one_out_equals_refits_without_each_row(draw: Any, fit_intercept: 
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("with_prior", [True, False])
 def test_the_class_of_a_left_out_row_keeps_its_weight(draw: Any, fit_intercept: bool, with_prior: bool) -> None:
-    """As a refit without the row, or its group, in which the other rows of its class have targets n / (n - out)."""
+    """As a refit without the row or its group, in which other rows of its class have targets n / (n - left out)."""
     X, y = draw(40, 6, 3)
     plain = decompose(moments_of(X, y, 3), fit_intercept=fit_intercept)
     wide, onehot, base = X.astype(np.float64), np.eye(3)[y], np.random.default_rng(0).normal(size=(3, 6))

@@ -1,4 +1,4 @@
-"""Solvers for rows on a GPU, run on the CPU: against the general forms."""
+"""Solvers for rows on a GPU, run on a CPU, against the general solvers."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,6 @@ from featcache.errors import HeadError
 from heads.solvers import parallel, primitives
 from heads.solvers.logistic.objective import Line, Objective
 from heads.solvers.logistic.path import PathSolver
-from heads.solvers.logistic.penalties import L2
 from heads.solvers.logistic.precision import FLOAT16, FLOAT16_HALVES, Precision
 from heads.solvers.logistic.preconditioner import ClassBlocks
 from heads.solvers.logistic.rows import DeviceRows, RowSource
@@ -33,7 +32,7 @@ def rows(draw: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes over tensors, class sums and products are those of a GPU: in small pieces, one after another."""
+    """Passes over tensors, class sums and products take the code paths for a GPU, in small pieces."""
     for module in (parallel, primitives, leave_one_out):
         monkeypatch.setattr(module, "on_gpu", lambda column: isinstance(column, torch.Tensor))
     monkeypatch.setattr(parallel, "DEVICE_NUMBERS", 48 * 256)  # several pieces
@@ -117,7 +116,7 @@ def test_class_sums_by_product_are_the_index_add(rows: tuple[torch.Tensor, torch
 def test_value_and_gradient_equal_those_in_float64(
     rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, fit_intercept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half-precision features are exact, and so are the two halves of the other factor: float32 errors, no larger."""
+    """Half-precision features are exact, and so are the two halves of the other factor: errors are those of float32."""
     monkeypatch.setattr("heads.solvers.logistic.objective.PIECE_ROWS", 256)
     X, y = rows[0].to(dtype), rows[1]
     keep = np.arange(len(y)) % 3 > 0
@@ -158,12 +157,12 @@ def test_rows_of_large_weights_do_not_overflow(rows: tuple[torch.Tensor, torch.T
 
 def line(rows: RowSource, strength: float, **options: Any) -> Line:
     f = Objective(rows, 6, **options)
-    f.penalty = L2(strength)
+    f.strength = strength
     return Line(f)
 
 
-def test_factors_of_one_half_are_not_lost(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """With one half of the weights alone the value is off by a thousand times as much."""
+def test_both_halves_of_the_weights_matter(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """With only one half of the weights, the error of the value is a thousand times as large."""
     X, y = rows
     theta = 100 * torch.randn(6, 25, generator=torch.Generator().manual_seed(0))
     device = DeviceRows(X, y, 6, fit_intercept=False).source(np.arange(6), 6, None)
@@ -207,20 +206,20 @@ def test_batched_blocks_are_the_blocks(draw: Any, fit_intercept: bool, weighted:
     X = X.double() - X.double().mean(0)
     weights = torch.rand(300, dtype=torch.float64) if weighted else None
     f = Objective(RowSource.in_memory(X, y, weights), 7, fit_intercept=fit_intercept)
-    f.penalty = L2(0.5)
+    f.strength = 0.5
     theta = 3 * torch.randn(7, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    one, three, all_at_once = (ClassBlocks(f, f.sample(theta), theta, batch) for batch in (1, 3, 7))
+    one, three, all_at_once = (ClassBlocks(f, f.sample_logits(theta), batch) for batch in (1, 3, 7))
     torch.testing.assert_close(all_at_once.inverses, one.inverses, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(three.inverses, one.inverses, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_blocks_that_need_a_jitter(batch: int) -> None:
-    """Two equal columns without a penalty to speak of: a factorisation fails at first."""
+    """Two equal columns and hardly any penalty: the first factorisation fails."""
     X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 2) * 1e3
     f = Objective(RowSource.in_memory(X, torch.arange(50) % 4), 4)
-    f.penalty = L2(1e-20)
-    blocks = ClassBlocks(f, f.sample(f.zeros()), f.zeros(), batch)
+    f.strength = 1e-20
+    blocks = ClassBlocks(f, f.sample_logits(f.zeros()), batch)
     assert blocks.inverses.isfinite().all()
     assert (blocks.inverses.diagonal(dim1=1, dim2=2) > 0).all()
 

@@ -1,4 +1,4 @@
-"""Fitting the temperature against a bounded scalar search, at its ends, and on few rows that are all right."""
+"""Fitted temperatures against a bounded scalar search, at the bounds, and on few rows that are all correct."""
 
 import numpy as np
 import pytest
