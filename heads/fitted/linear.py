@@ -61,7 +61,7 @@ class LinearHead(LogitHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("weights", "bias"):
-            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(getattr(self, key)), np.float32))
+            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(vars(self)[key]), np.float32))
         object.__setattr__(self, "classnames", tuple(self.classnames))
         object.__setattr__(self, "absent", tuple(map(int, self.absent)))
         classes = len(self.classnames)

@@ -60,7 +60,7 @@ class MultiLabelHead(LogitHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("weights", "bias"):
-            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(getattr(self, key)), np.float32))
+            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(vars(self)[key]), np.float32))
         given = np.zeros(len(self.bias)) if self.thresholds is None else to_numpy(self.thresholds)
         object.__setattr__(self, "thresholds", np.ascontiguousarray(given, np.float64))
         object.__setattr__(self, "classnames", tuple(self.classnames))

@@ -117,7 +117,7 @@ class Comparison:
         row: Row = {"head": self.head, "data": self.dataset, "metric": figure.metric}
         row |= {"measured": self.measured, "published": figure.value, "difference": self.difference}
         row |= {"tolerance": figure.tolerance, "beyond": self.beyond, "other": self.other, "method": figure.name}
-        return row | {key: getattr(figure, key) for key in ("source", "title", "preprocessing", "protocol")}
+        return row | {key: vars(figure)[key] for key in ("source", "title", "preprocessing", "protocol")}
 
 
 @cache

@@ -147,7 +147,7 @@ class SweepPlan:
 
     def __post_init__(self) -> None:
         for name in ("heads", "data", "models", "shots", "seeds"):
-            if not getattr(self, name):
+            if not vars(self)[name]:
                 raise HeadError(f"a sweep without {name}; give at least one")
         if len({head_class(head.name).multilabel for head in self.heads}) > 1:
             raise HeadError(

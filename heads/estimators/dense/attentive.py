@@ -148,7 +148,7 @@ class Attentive(NonlinearClassifier):
         best, how = self._choice(rates, trained, rows, scaling, validation)
         self.lr_, self.losses_ = rates[best], trained[best][1]
         names = ("queries", "heads", "weight_decay", "batch_size", "seed")
-        params = {name: getattr(self, name) for name in names}
+        params = {name: vars(self)[name] for name in names}
         params |= {"epochs": len(self.losses_), "lr": self.lr_, "selection": how}
         self._path_record = self._provenance(dict(params), samples.store)
         self.provenance_ = self._provenance(params, samples.store, None if validation is None else validation.store)
