@@ -130,7 +130,7 @@ def _line(found: dict[str, Any]) -> str:
     bars = record.get("bars", [])
     kept = f", {sum(bar['met'] for bar in bars)} of {len(bars)} bars met" if bars else ""
     reasons = [f"skipped {reason}" for reason in found.get("skipped", [])]
-    reasons += [f"left out {name}, {reason}" for name, reason in record.get("left out", {}).items()]
+    reasons += [f"left out {name}: {reason}" for name, reason in record.get("left out", {}).items()]
     return "\n  ".join([f"{found['took_s']} s{kept}", *reasons])
 
 

@@ -79,11 +79,16 @@ def tile_shape(n: int, n_heads: int, stride: int, *, together: bool, tile_bytes:
 
 
 def require(problem: Problem) -> None:
-    """CUDA features, float32 at the widest, linear heads, and CuPy."""
+    """CUDA features, float32 at the widest, linear heads, and a CuPy that compiles the kernel."""
     if problem.features.device.type != "cuda":
         raise HeadError(f"features are on {problem.features.device}; the cuda implementation takes them from a GPU")
     require_plain(problem, "cuda")
     _cupy()
+    try:
+        _module(_index(problem.features.device))
+    except Exception as error:  # whatever CuPy raises without NVRTC, with another CUDA, on a GPU that it does not know
+        said = " ".join(str(error).split())[:200]
+        raise HeadError(f"CuPy cannot compile the cuda implementation ({said}); use impl='chunked'") from error
 
 
 def require_plain(problem: Problem, name: str) -> None:
@@ -182,12 +187,18 @@ def _cupy() -> ModuleType:
     return module
 
 
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 @lru_cache
 def _module(device: int) -> Any:
     """The compiled source on one device."""
     cupy = _cupy()
     with cupy.cuda.Device(device):
-        return cupy.RawModule(code=kernel_source(), options=KERNEL_OPTIONS)
+        module = cupy.RawModule(code=kernel_source(), options=KERNEL_OPTIONS)
+        module.get_function("nll_heads")  # compiles
+        return module
 
 
 class _TorchStream:
@@ -204,7 +215,7 @@ class _TorchStream:
 def _launcher(device: torch.device) -> Iterator[Launch]:
     """Launches on a device, on the stream that was torch's current one on entry."""
     cupy = _cupy()
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = _index(device)
     module, torch_stream = _module(index), _TorchStream(device)
     if hasattr(cupy.cuda.Stream, "from_external"):
         stream = cupy.cuda.Stream.from_external(torch_stream)

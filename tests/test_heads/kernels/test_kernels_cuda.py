@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +155,22 @@ def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(MissingExtraError, match=r"featcache\[cuda\]"):
         module._cupy()
+
+
+def test_a_cupy_that_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that `impl="auto"` takes another implementation."""
+    import heads.kernels.cuda as module
+
+    def refuses(**_: Any) -> None:
+        raise RuntimeError("CuPy failed to load libnvrtc.so.13:\nno such file")
+
+    cuda = SimpleNamespace(Device=lambda i: nullcontext())
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, RawModule=refuses))
+    module._module.cache_clear()
+    features = SimpleNamespace(device=torch.device("cuda:0"))
+    problem: Any = SimpleNamespace(features=features, dtype=torch.float32, mean_probabilities=False)
+    with pytest.raises(HeadError, match=r"cannot compile .*libnvrtc.so.13: no such file\); use impl='chunked'"):
+        require(problem)
 
 
 def _nvrtc() -> ctypes.CDLL | None:
