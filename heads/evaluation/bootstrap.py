@@ -4,8 +4,6 @@ A resample of N rows is a vector of N counts, so the means of many series under 
 All series share the same resamples, which makes differences of two heads paired.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple, TypedDict
 

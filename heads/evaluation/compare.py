@@ -1,7 +1,5 @@
 """Compare two heads on the same rows: paired differences with intervals, and paired tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Unpack, cast
 

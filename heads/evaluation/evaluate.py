@@ -4,8 +4,6 @@
 rows.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -285,17 +283,10 @@ def choose(
 
 def _in_memory(X: ArrayLike, y: ArrayLike, head: LogitHead) -> ResidentStore:
     """A store of the head's encoder from arrays, whose labels are as `predict` returns them."""
-    classes = np.arange(len(head.classnames)) if head.classes is None else head.classes
-    samples = as_samples(X, y, classnames=head.classnames, classes=classes)
-    ((features, labels),) = samples.blocks()
-    record = head.provenance
-    return ResidentStore(
-        torch.as_tensor(features),
-        labels,
-        head.classnames,
-        encoder_key=record.encoder_key,
-        text_digests=() if record.text_digest is None else (record.text_digest,),
-    )
+    ((features, labels),) = as_samples(X, y, classnames=head.classnames, classes=head.classes_).blocks()
+    key, text = head.provenance.encoder_key, head.provenance.text_digest
+    digests = () if text is None else (text,)
+    return ResidentStore(torch.as_tensor(features), labels, head.classnames, encoder_key=key, text_digests=digests)
 
 
 def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, Row]:

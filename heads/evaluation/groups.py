@@ -4,8 +4,6 @@ Robustness benchmarks report the worst group (WILDS, Koh et al. 2021; Waterbirds
 the worst over shifted domains. A group is a value of a metadata column, or a combination of values.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence

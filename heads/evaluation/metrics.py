@@ -16,8 +16,6 @@ ece                 expected calibration error: `CALIBRATION_BINS` right-closed 
 `heads.kernels.tally` computes them. Multi-label heads have other metrics; see `heads.evaluation.multilabel`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 

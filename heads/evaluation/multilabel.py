@@ -19,8 +19,6 @@ with groups, ``group_map_macro``, ``group_f1_micro`` and ``group_rows`` hold val
 smallest mAP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ Other heads compute logits for a few thousand rows at a time; shared work (searc
 once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Classify image files with a head and its encoder; predictions equal those on a store of the same images."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

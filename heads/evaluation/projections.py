@@ -6,8 +6,6 @@ convention the logit of such a class is the largest logit of its ids (WiSE-FT's 
 its rows count as wrong.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence

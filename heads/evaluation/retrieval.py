@@ -5,8 +5,6 @@ images; recall@k is the share of ranks below k (Karpathy & Fei-Fei 2015; CLIP's 
 the lower index, so that a model that maps everything to one point retrieves only the first item.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

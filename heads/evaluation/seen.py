@@ -5,8 +5,6 @@ and selection rows, and by their group, if a fit held out groups of a metadata c
 hashes, names and keys of splits are compared instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, get_args
 

@@ -21,8 +21,6 @@ The published figures are in ``heads/report/published/*.toml``, one file per sys
     rows = [{ alpha = 0.5, top1 = [81.7, 72.8] }]   # metrics by data set, "" where there is none; average = their mean
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Charts of the page: pixel positions of ticks, lines and marks, which the template draws as SVG."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

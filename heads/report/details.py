@@ -1,7 +1,5 @@
 """Details of a head on each store (calibration, classes, confusions), and where stores and heads come from."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io
@@ -88,11 +86,8 @@ def head_details(
 
     `calibrated` is the head with another temperature, for the second reliability diagram.
     """
-    subsets = subsets_of(stores, names, class_subset)
-    return [
-        _detail(head, store, name, subset, calibrated)
-        for store, name, subset in zip(stores, names, subsets, strict=True)
-    ]
+    places = zip(stores, names, subsets_of(stores, names, class_subset), strict=True)
+    return [_detail(head, *place, calibrated) for place in places]
 
 
 def store_facts(stores: Sequence[FeatureTable], names: Sequence[str]) -> dict[str, str]:

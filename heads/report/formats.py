@@ -1,7 +1,5 @@
 """Results rows as CSV, Markdown, LaTeX, and text for the terminal."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ WiSE-FT's rows have the fields of its command line, a float ``alpha`` for the mo
 ``"ImageNet:top1"``; rows whose ``alpha`` is a list were written after each epoch of training.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections import Counter

@@ -11,8 +11,6 @@ Per-sample results and confusion counts are NumPy archives or Parquet tables:
     that occurs: store, head, alpha, label, class, predicted, predicted_class, count.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import io
