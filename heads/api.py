@@ -7,11 +7,10 @@ from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.catalogue import HEADS
 from heads.estimators.dense.attentive import Attentive
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
-from heads.estimators.few_shot.clap import CLAP
 from heads.estimators.few_shot.gda import GDA
 from heads.estimators.few_shot.lp_plus_plus import LPPlusPlus
 from heads.estimators.few_shot.prolip import ProLIP
-from heads.estimators.few_shot.taskres import TaskRes
+from heads.estimators.few_shot.prototypes import CLAP, TaskRes
 from heads.estimators.few_shot.tip_adapter import TipAdapter, TipAdapterF
 from heads.estimators.fit import Material, fit_head, settled
 from heads.estimators.kept_moments import store_moments

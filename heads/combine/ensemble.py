@@ -2,8 +2,8 @@
 
 Logits of one model add up as its weights do (`blend`); logits of several models add up on their features side by side
 (`ensemble`, for `heads.join`). Either way the result is an ordinary `LinearHead`: evaluation, interpolation, files and
-predictions need nothing new. Logits of a class that a member
-never saw a row of are filled in from the members that did (`heads.fitted.missing_classes`).
+predictions need nothing new. Logits of a class that a member never saw a row of are filled in from the members that did
+(`heads.fitted.missing_classes`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from featcache import __version__
@@ -23,11 +22,9 @@ from heads.fitted.linear import LinearHead, as_linear, check_same_classes
 from heads.fitted.missing_classes import ABSENT, absences, known_by_others
 from heads.fitted.provenance import ROLES, Provenance, merged
 from heads.rows.joint import joint_key
-from heads.rows.samples import is_store
+from heads.rows.samples import Float, Float32, Ints, Mask, is_store
 from heads.rows.selection import RowSampler
 from heads.solvers.temperature import fit_temperature
-
-Float = NDArray[np.float64]
 
 
 def blend(
@@ -97,10 +94,8 @@ def _side_by_side(members: Sequence[LinearHead], shares: Float, name: str, votes
             f"only some of {', '.join(head.name for head in members)} were fitted on images; an ensemble is bound to "
             "the encoders of all members, or to their text towers: make all zero-shot, or fit all"
         )
-    keys = {
-        "encoder_key": joint_key(encoders),
-        "text_digest": joint_key([head.provenance.text_digest for head in members]),
-    }
+    towers = [head.provenance.text_digest for head in members]
+    keys = {"encoder_key": joint_key(encoders), "text_digest": joint_key(towers)}
     ends = np.cumsum([0, *(head.dim for head in members)])
     wide = [np.zeros((len(head.weights), ends[-1]), np.float32) for head in members]
     for weights, head, start in zip(wide, members, ends[:-1], strict=True):
@@ -153,34 +148,30 @@ def stack(
     return stacked.with_provenance(record)
 
 
-def _moments(
-    members: Sequence[LinearHead], stores: Sequence[FeatureSource]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.int64]]]:
+def _moments(members: Sequence[LinearHead], stores: Sequence[FeatureSource]) -> tuple[Float, Float, tuple[Float, Ints]]:
     """A root R (M, M) of the logits' moments with the matching right side, and a bounded share of logits and labels."""
     m, absent = len(members), absences(members)
     known = np.asarray(~absent.all(axis=0))
     gram, cross = np.zeros((m, m)), np.zeros(m)
-    keep = RowSampler(_bound(stores[0]), int(known.sum()))
-    logits_kept: list[NDArray[np.float64]] = []
-    labels_kept: list[NDArray[np.int64]] = []
+    rows = stores[0].n_rows  # None for a stream, which is counted
+    bound = sum(len(labels) for _, labels in stores[0].blocks()) if rows is None else rows
+    keep, kept = RowSampler(bound, int(known.sum())), []
     for parts in zip(*(_pieces(store) for store in stores), strict=True):
         ours = known[parts[0][1]]
         labels = (np.cumsum(known) - 1)[parts[0][1][ours]]
         logits = _centred([head.logits(x[ours]) for head, (x, _) in zip(members, parts, strict=True)], absent)
         gram += np.einsum("anc,bnc->ab", logits, logits, optimize=True)
         cross += logits[:, np.arange(len(labels)), labels].sum(axis=1)
-        rows = keep(len(labels))
-        logits_kept.append(logits[:, rows])
-        labels_kept.append(np.asarray(labels[rows], np.int64))
+        some = keep(len(labels))
+        kept.append((logits[:, some], np.asarray(labels[some], np.int64)))
     values, vectors = np.linalg.eigh(gram)
     sound = values > values.max(initial=0.0) * 1e-12
     root = np.sqrt(values[sound])
-    factor = root[:, None] * vectors[:, sound].T
-    right = (vectors[:, sound].T @ cross) / root
-    return factor, right, (np.concatenate(logits_kept, axis=1), np.concatenate(labels_kept))
+    factor, right = root[:, None] * vectors[:, sound].T, (vectors[:, sound].T @ cross) / root
+    return factor, right, (np.concatenate([one for one, _ in kept], axis=1), np.concatenate([y for _, y in kept]))
 
 
-def _centred(logits: Sequence[NDArray[np.float32]], absent: NDArray[np.bool_]) -> Float:
+def _centred(logits: Sequence[Float32], absent: Mask) -> Float:
     """Logits (M, n, C') of each head over the classes that any head knows, less their mean over these."""
     found = np.stack([one.astype(np.float64) for one in logits])
     if absent.any():
@@ -190,11 +181,6 @@ def _centred(logits: Sequence[NDArray[np.float32]], absent: NDArray[np.bool_]) -
     return found
 
 
-def _bound(store: FeatureSource) -> int:
-    """Number of rows, or an upper bound; a stream is counted."""
-    return store.n_rows if store.n_rows is not None else sum(len(labels) for _, labels in store.blocks())
-
-
 def _pieces(store: FeatureSource, rows: int = 2048) -> Iterator[Block]:
     """Blocks small enough that logits of many heads fit."""
     for features, labels in store.blocks():
@@ -202,15 +188,14 @@ def _pieces(store: FeatureSource, rows: int = 2048) -> Iterator[Block]:
             yield features[start : start + rows], labels[start : start + rows]
 
 
-def _shares(weights: Sequence[float] | None, members: Sequence[LinearHead]) -> NDArray[np.float64]:
+def _shares(weights: Sequence[float] | None, members: Sequence[LinearHead]) -> Float:
     if not members:
         raise HeadError("got no heads; give at least one")
     shares = np.full(len(members), 1.0 / len(members)) if weights is None else np.asarray(weights, np.float64)
     if shares.shape != (len(members),) or not np.isfinite(shares).all():
         raise HeadError(f"weights must be {len(members)} finite numbers, one per head, got {weights!r}")
-    first = members[0]
     for other in members[1:]:
-        check_same_classes(first, other)
+        check_same_classes(members[0], other)
     return shares
 
 
@@ -223,7 +208,7 @@ def _one(members: Sequence[LinearHead], key: str) -> str | None:
 
 
 def _made(
-    weights: Sequence[NDArray[np.float32]],
+    weights: Sequence[Float32],
     members: Sequence[LinearHead],
     shares: Float,
     name: str,

@@ -1,21 +1,20 @@
 """Interpolation of two linear heads (WiSE-FT for linear classifiers, Wortsman et al. 2022).
 
 Between linear heads weight space and output space are the same: ``logits(a) = (1 - a) logits(0) + a logits(1)``. Heads
-emit logits (`LinearHead`), so both ends are on one scale.
-
-Interpolation between two heads where no selection split chooses alpha: folds of the training rows do.
+emit logits (`LinearHead`), so both ends are on one scale. Without a selection split, alpha is chosen by folds of the
+training rows (`interpolate_by_folds`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featcache.errors import HeadError, MismatchError
 from heads.estimators.fit import unfitted
@@ -27,7 +26,7 @@ from heads.fitted.linear import LinearHead, as_linear, check_same_classes
 from heads.fitted.missing_classes import absences, known_by_others
 from heads.fitted.provenance import Json, Provenance, merged
 from heads.rows.device import chosen_rows, device_rows
-from heads.rows.samples import Array, Rows, Samples, gathered, to_numpy
+from heads.rows.samples import Array, Ints, Mask, Rows, Samples, gathered, to_numpy
 from heads.rows.weights import group_ids
 from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 
@@ -61,8 +60,7 @@ def interpolate(head0: LogitHead | Fitted, head1: LogitHead | Fitted, alphas: It
 def _between(first: LinearHead, second: LinearHead, alpha: float) -> LinearHead:
     if not np.isfinite(alpha):
         raise HeadError(f"interpolation alpha must be a finite number, got {alpha!r}")
-    name = f"{first.name}+{second.name}"
-    a, b = np.float32(1.0 - alpha), np.float32(alpha)
+    name, a, b = f"{first.name}+{second.name}", np.float32(1.0 - alpha), np.float32(alpha)
     with np.errstate(over="ignore", invalid="ignore"):  # a head refuses weights that are not finite
         weights, bias = a * first.weights + b * second.weights, a * first.bias + b * second.bias
     return LinearHead(
@@ -116,10 +114,8 @@ def _check_pair(first: LinearHead, second: LinearHead) -> None:
             f"{first.name} takes {first.dim} features, {second.name} takes {second.dim}; use heads of one encoder"
         )
     ours, theirs = first.provenance, second.provenance
-    for what, one, two in (
-        ("encoder", ours.encoder_key, theirs.encoder_key),
-        ("text tower", ours.text_digest, theirs.text_digest),
-    ):
+    encoders, towers = (ours.encoder_key, theirs.encoder_key), (ours.text_digest, theirs.text_digest)
+    for what, (one, two) in (("encoder", encoders), ("text tower", towers)):
         if one is not None and two is not None and one != two:
             raise MismatchError(f"{first.name} belongs to {what} {one}, {second.name} to {two}; use heads of one model")
 
@@ -128,7 +124,7 @@ ALPHAS = tuple(k / 20 for k in range(21))
 """Default path: 0, 0.05, ..., 1."""
 
 Fit = Callable[..., LinearHead]
-Take = Callable[[NDArray[np.bool_]], tuple[ArrayLike, ArrayLike]]
+Take = Callable[[Mask], tuple[ArrayLike, ArrayLike]]
 
 _BALANCED = 0.5  # WiSE-FT's recommendation where nothing is known
 _BLOCK = 8192  # rows whose logits are held at once
@@ -197,9 +193,8 @@ def interpolate_by_folds(
     samples = samples_of(X, y, first)
     found = _group_ids(estimator, groups, samples)
     fit = partial(_fitted, estimator, first)
-    second = fit(
-        X, y, found if groups is None else to_numpy(groups)
-    )  # before the folds: it names rows that are not finite by their place among all
+    # Before the folds: it names rows that are not finite by their place among all.
+    second = fit(X, y, found if groups is None else to_numpy(groups))
     alpha, how = _choose(fit, first, samples, found, path, folds, metric)
     (head,) = interpolate(first, second, [alpha])
     return head.with_provenance(head.provenance.with_params(**how))
@@ -217,7 +212,7 @@ def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -
     return path
 
 
-def _group_ids(estimator: Any, groups: ArrayLike | None, samples: Samples) -> NDArray[np.int64] | None:
+def _group_ids(estimator: Any, groups: ArrayLike | None, samples: Samples) -> Ints | None:
     """Groups as numbers from 0, given or of the store."""
     given = samples.groups if groups is None else groups
     if given is None:
@@ -239,23 +234,24 @@ def _fitted(estimator: Any, first: LinearHead, X: Rows, y: ArrayLike | None, gro
 
 
 def _choose(
-    fit: Fit,
-    first: LinearHead,
-    samples: Samples,
-    groups: NDArray[np.int64] | None,
-    path: Sequence[float],
-    folds: int,
-    metric: str,
+    fit: Fit, first: LinearHead, samples: Samples, groups: Ints | None, path: Sequence[float], folds: int, metric: str
 ) -> tuple[float, Json]:
     """The alpha, and the record of how it was chosen."""
     if len(path) == 1:
         return path[0], {"selection": "given"}
     take, labels = _rows(samples)
-    fold = _fold_of(labels, groups, len(first.classnames), folds)
+    if groups is None:  # stratified by class
+        fold = FoldAssigner(len(first.classnames), min(folds, int(np.bincount(labels).max())))(labels)
+    else:
+        fold = group_folds(groups, min(folds, int(groups.max()) + 1))
     judged = [Metrics(len(first.classnames)) for _ in path]
-    for keep, scored in _held_out(labels, fold):
-        second = fit(*take(keep), None if groups is None else groups[keep])
-        _judge(judged, interpolate(first, second, path), *take(scored))
+    for k in range(int(fold.max()) + 1):
+        keep = fold != k
+        known = np.unique(labels[keep])
+        scored = ~keep & np.isin(labels, known)  # not the rows whose class the other folds lack
+        if scored.any() and len(known) > 1:
+            second = fit(*take(keep), None if groups is None else groups[keep])
+            _judge(judged, interpolate(first, second, path), *take(scored))
     if not judged[0].n:
         return min(path, key=lambda alpha: abs(alpha - _BALANCED)), {"selection": "paper"}
     results = [metrics.result() for metrics in judged]
@@ -263,34 +259,13 @@ def _choose(
     return path[best], {"selection": "folds", "folds": int(fold.max()) + 1, **entry}
 
 
-def _rows(samples: Samples) -> tuple[Take, NDArray[np.int64]]:
+def _rows(samples: Samples) -> tuple[Take, Ints]:
     """A function that gives the features and labels of some rows, on their device; and all labels."""
     there = device_rows(samples)
     if there is not None:
         return partial(chosen_rows, there), to_numpy(there[1])
     features, labels = gathered(samples)
     return lambda where: (features[where], labels[where]), labels
-
-
-def _fold_of(
-    labels: NDArray[np.int64], groups: NDArray[np.int64] | None, n_classes: int, folds: int
-) -> NDArray[np.int64]:
-    """Fold (N,) of every row."""
-    if groups is not None:
-        return group_folds(groups, min(folds, int(groups.max()) + 1))
-    return FoldAssigner(n_classes, min(folds, int(np.bincount(labels).max())))(labels)
-
-
-def _held_out(
-    labels: NDArray[np.int64], fold: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Rows that fit and rows that are scored; those whose class the other folds lack are not."""
-    for k in range(int(fold.max()) + 1):
-        keep = fold != k
-        known = np.unique(labels[keep])
-        scored = ~keep & np.isin(labels, known)
-        if scored.any() and len(known) > 1:
-            yield keep, scored
 
 
 def _judge(judged: Sequence[Metrics], heads: Sequence[LinearHead], features: ArrayLike, labels: ArrayLike) -> None:

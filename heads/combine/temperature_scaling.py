@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.evaluation.seen import refuse_seen
@@ -52,15 +51,14 @@ def calibrate(head: LogitHead | Fitted, selection: Selection) -> LogitHead:
     if isinstance(frozen, LinearHead):
         known[list(frozen.absent)] = False
     places = np.cumsum(known) - 1
-    scores: list[NDArray[np.float32]] = []
-    labels: list[NDArray[np.int64]] = []
-    for features, found in thinned(held_out):
-        rows = known[found]
-        scores.append(frozen.logits(features[rows])[:, known])
-        labels.append(places[found[rows]])
-    if not sum(map(len, labels)):
+    pairs = []
+    for features, labels in thinned(held_out):
+        rows = known[labels]
+        pairs.append((frozen.logits(features[rows])[:, known], places[labels[rows]]))
+    scores, own = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    if not len(own):
         raise HeadError(f"{frozen.name}: the selection split has no row of a class that it knows; take another split")
-    calibrated = frozen.with_temperature(fit_temperature(np.concatenate(scores), np.concatenate(labels)))
+    calibrated = frozen.with_temperature(fit_temperature(scores, own))
     if held_out.store is None:
         return calibrated
     record = calibrated.provenance.chosen(held_out.store, metric="nll", fitted="temperature")

@@ -6,42 +6,63 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import OneOf, check_parameters, parameters_of
 from featcache.progress import Progress, Silent
-from featcache.store.protocol import Encoded, FeatureSource
+from featcache.store.protocol import Encoded
 from heads.fitted.base import LogitHead, decisions, label_values, softmax
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Array, Rows, Samples, Selection, as_samples, feature_blocks, is_store, to_numpy
+from heads.kernels.tally import RowStats
+from heads.rows.multilabel import MultiLabelSamples
+from heads.rows.samples import (
+    Array,
+    Features,
+    Float,
+    Float32,
+    Rows,
+    Samples,
+    Selection,
+    as_samples,
+    check_width,
+    feature_blocks,
+    finite_blocks,
+    is_store,
+    to_numpy,
+)
 from heads.rows.selection import selection_samples
 
 METRICS = ("top1", "nll")
 Metric = Annotated[str, OneOf(*METRICS)]
 """Criterion on held-out rows that chooses a hyper-parameter: the NLL, or the accuracy (ties by NLL)."""
 
-
-LOSSES = (*METRICS, "squared_error")
-Loss = Annotated[str, OneOf(*LOSSES)]
+Loss = Annotated[str, OneOf(*METRICS, "squared_error")]
 """A `Metric`, or the Brier score: the squared error of the probabilities, summed over classes."""
 
 
 _declared = cache(parameters_of)
 
 
-def best_setting(top1: NDArray[np.float64], nll: NDArray[np.float64], metric: str) -> int:
+def criterion(stats: RowStats, metric: str) -> tuple[float, float]:
+    """Sum over rows of what a `Loss` minimises, and of the NLL, which breaks ties."""
+    nll = float(stats.nll.double().sum())
+    if metric == "nll":
+        return nll, nll
+    missed = stats.rank > 0 if metric == "top1" else stats.brier
+    return float(missed.double().sum()), nll
+
+
+def best_setting(top1: Float, nll: Float, metric: str) -> int:
     """Flat index of the best setting by a metric; ties in accuracy are broken by the NLL.
 
-    Examples
-    --------
     >>> best_setting(np.array([0.5, 0.9, 0.9]), np.array([1.0, 3.0, 2.0]), "top1")
     2
     """
@@ -86,6 +107,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def predict(self, X: Rows) -> Array:
         """Label (N,) of the best class; ties go to the lower index."""
 
+    def predict_proba(self, X: Rows) -> Features:
+        """Probabilities (N, C): softmax of the logits, or of multi-label heads their sigmoids."""
+        return self.frozen().predict_proba(X)
+
     def check(self, store: Encoded) -> None:
         """Raise a MismatchError for a store of another encoder, text tower or class list."""
         self.frozen().check(store)
@@ -93,13 +118,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def score(self, X: Rows, y: ArrayLike | None = None) -> float:
         """Accuracy, in [0, 1]; a store has its own labels."""
         self.frozen()
-        if not is_store(X):
-            if y is None:
-                raise HeadError("arrays need labels: score(X, y); only stores have their own")
-            return float((self.predict(X) == to_numpy(y)).mean())
-        samples = as_samples(X, tokens=self.takes_tokens)
-        labels = np.concatenate([labels for _, labels in samples.blocks()])
-        return float((self.predict(X) == self.classes_[labels]).mean())
+        if is_store(X):
+            y = self.classes_[as_samples(X, tokens=self.takes_tokens).labels()]
+        elif y is None:
+            raise HeadError("arrays need labels: score(X, y); only stores have their own")
+        return float((self.predict(X) == to_numpy(y)).mean())
 
     def save(self, path: str | Path) -> Path:
         """Write the head to a safetensors file; see `heads.fitted.files.save`."""
@@ -119,32 +142,33 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         self, X: Rows, y: ArrayLike | None, selection: Selection | None, classnames: Sequence[str] | None
     ) -> tuple[Samples, Samples | None]:
         """The training rows and the selection split as `Samples`; sets the classes."""
-        samples = as_samples(X, y, classnames=classnames)
+        samples = as_samples(X, y, classnames=classnames, tokens=self.takes_tokens)
         self._set_classes(samples)
-        return samples, None if selection is None else selection_samples(selection, samples)
+        if selection is None:
+            return samples, None
+        return samples, selection_samples(selection, samples, tokens=self.takes_tokens)
 
-    def _set_classes(self, samples: Samples) -> Self:
+    def _set_classes(self, samples: Samples | MultiLabelSamples) -> None:
         self.classes_, self.classnames_ = samples.classes, samples.classnames
         self.n_features_in_ = samples.dim
-        return self
 
     def _provenance(
         self,
         params: Json,
-        fitted: FeatureSource | None,
-        chosen: FeatureSource | None = None,
+        fitted: Samples | MultiLabelSamples | None,
+        chosen: Samples | MultiLabelSamples | None = None,
         parent: LinearHead | None = None,
         groups: ArrayLike | None = None,
         **identity: object,
     ) -> Provenance:
-        """The provenance record; `fitted` and `chosen` are stores, or None for arrays.
+        """The provenance record of the rows that the head was fitted and chosen on.
 
         `parent` is the head that this one starts from; the splits it was fitted and chosen on are included.
         `groups` are the groups of the valid rows, each held out as a whole.
         """
-        record = Provenance.of_fit(self.name, self._settings(params), self.classnames_, fitted, chosen, groups).but(
-            **identity
-        )
+        stores = [None if rows is None else rows.store for rows in (fitted, chosen)]
+        settings = self._settings(params)
+        record = Provenance.of_fit(self.name, settings, self.classnames_, stores[0], stores[1], groups).but(**identity)
         return record if parent is None else record.begun_from(parent.provenance)
 
     def _settings(self, params: Json) -> Json:
@@ -167,18 +191,20 @@ class RowsClassifier(HeadClassifier):
 
         Parameters
         ----------
-        X : image store, or array-like (N, D)
-        y : labels (N,), with arrays
+        X : image store, or array-like (N, D); (N, P, D) for heads that take tokens
+        y
+            With arrays: labels (N,); for multi-label heads targets (N, L), 1, 0, and -1 or NaN where unknown, or N
+            lists of class names.
         selection
-            Store, or ``(X, y)``, on which hyper-parameters are chosen and temperatures fitted. None holds out training
-            rows; see the class.
+            Store, or ``(X, y)``, on which hyper-parameters and thresholds are chosen and temperatures fitted. None
+            holds out training rows; see the class.
         classnames : with arrays: the C names; y then holds class indices, and classes may have no row
 
         Raises
         ------
         HeadError
-            For fewer than two classes with rows, NaN or infinite features, labels or parameters out of range, or a
-            prior of the wrong shape.
+            For fewer than two classes with rows, NaN or infinite features (naming rows), labels or parameters out of
+            range, a prior of the wrong shape, or a store with another kind of labels than the head takes.
         MismatchError
             If the selection store or a prior belongs to another encoder or class list.
         MissingExtraError
@@ -189,19 +215,18 @@ class RowsClassifier(HeadClassifier):
         return self
 
     @abstractmethod
-    def _fit(self, samples: Samples, validation: Samples | None) -> None:
-        """Set the fitted attributes, `provenance_` included."""
+    def _fit(self, samples: Any, validation: Any) -> None:
+        """Set the fitted attributes, `provenance_` included, from the rows that `_training_rows` gives."""
 
 
 class LinearClassifier(HeadClassifier):
     """Base of heads with ``scores = X @ coef_.T + intercept_`` and ``logits = scores / temperature_``.
 
-    A subclass fits and sets `coef_` (C, D) float64, `intercept_` (C,), `temperature_`, `classes_` (C,), `classnames_`,
-    `n_features_in_` and `provenance_`.
+    A subclass fits and sets `coef_` (C, D) float64, `intercept_` (C,), `temperature_`, and what every head has.
     """
 
-    coef_: NDArray[np.float64]
-    intercept_: NDArray[np.float64]
+    coef_: Float
+    intercept_: Float
     temperature_: float
     centred: ClassVar[bool] = True
     """Whether `frozen` subtracts the mean over classes from weights and intercepts, which does not change a softmax.
@@ -218,52 +243,30 @@ class LinearClassifier(HeadClassifier):
         return self.linear()
 
     def _as_head(
-        self,
-        weights: NDArray[np.float64],
-        intercepts: NDArray[np.float64],
-        temperature: float,
-        name: str,
-        record: Provenance,
+        self, weights: Float, intercepts: Float, temperature: float, name: str, record: Provenance
     ) -> LinearHead:
         """One setting's weights and intercepts as a `LinearHead`."""
         if self.centred:
             weights, intercepts = _centred(weights, self._absent), _centred(intercepts, self._absent)
-        logit_weights, logit_intercepts = in_float32(name, weights / temperature, intercepts / temperature)
-        return LinearHead(
-            logit_weights,
-            logit_intercepts,
-            self.classnames_,
-            name=name,
-            provenance=record,
-            absent=self._absent,
-            classes=label_values(self.classes_),
-        )
+        logits = in_float32(name, weights / temperature, intercepts / temperature)
+        identity: Json = {"name": name, "provenance": record, "classes": label_values(self.classes_)}
+        return LinearHead(*logits, self.classnames_, absent=self._absent, **identity)
 
-    def scores(self, X: Rows) -> NDArray[np.float64]:
+    def scores(self, X: Rows) -> Float:
         """Scores (N, C), float64, before the temperature; for a store, of its valid rows."""
         check_is_fitted(self, "coef_")
         if is_store(X):
             self.check(X)
-        parts: list[NDArray[np.float64]] = []
-        done = 0
-        for features in feature_blocks(X):
-            if features.shape[1] != self.n_features_in_:
-                raise HeadError(
-                    f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
-                    f"{self.n_features_in_} features as input"
-                )
-            wide = features.astype(np.float64)
-            if not np.isfinite(wide).all():
-                bad = (np.flatnonzero(~np.isfinite(wide).all(axis=1))[:10] + done).tolist()
-                raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
-            done += len(wide)
-            found = wide @ self.coef_.T + self.intercept_
+        parts: list[Float] = []
+        for (features,) in finite_blocks(lambda: ((x,) for x in feature_blocks(X))):
+            check_width(features, self.n_features_in_, type(self).__name__)
+            found = features.astype(np.float64) @ self.coef_.T + self.intercept_
             if self._absent:  # missing classes rank below all others
                 found[:, list(self._absent)] = found.min(axis=1, keepdims=True) + ABSENT * self.temperature_
             parts.append(found)
         return np.concatenate(parts)
 
-    def decision_function(self, X: Rows) -> NDArray[np.float64]:
+    def decision_function(self, X: Rows) -> Float:
         """Scores (N, C); for two classes (N,), the second minus the first, as in scikit-learn."""
         return decisions(self.scores(X))
 
@@ -272,14 +275,12 @@ class LinearClassifier(HeadClassifier):
         best = self.scores(X).argmax(axis=1)
         return np.asarray(self.classes_[best])
 
-    def predict_proba(self, X: Rows) -> NDArray[np.float64]:
+    def predict_proba(self, X: Rows) -> Float:
         """Probabilities (N, C): softmax of the logits."""
         return softmax(self.scores(X) / self.temperature_)
 
 
-def in_float32(
-    name: str, weights: NDArray[np.float64], intercepts: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def in_float32(name: str, weights: Float, intercepts: Float) -> tuple[Float32, Float32]:
     """Weights and intercepts of the logits, as stored in a file (float32); HeadError if they overflow."""
     with np.errstate(over="ignore"):
         found = weights.astype(np.float32), intercepts.astype(np.float32)
@@ -292,7 +293,7 @@ def in_float32(
     return found
 
 
-def _centred(table: NDArray[np.float64], absent: Sequence[int]) -> NDArray[np.float64]:
+def _centred(table: Float, absent: Sequence[int]) -> Float:
     """Subtract the mean over the known classes from (C, ...): a softmax ignores it, and float32 gains precision."""
     if not absent:
         return np.asarray(table - table.mean(axis=0))
@@ -315,7 +316,3 @@ class NonlinearClassifier(HeadClassifier):
         """Label (N,) of the best class; ties go to the lower index."""
         best = self.frozen().predict_index(X)
         return np.asarray(self.classes_[best])
-
-    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
-        """Probabilities (N, C): softmax of the logits."""
-        return self.frozen().predict_proba(X)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Annotated, NamedTuple, Unpack
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import OneOf, Range
-from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, best_setting
+from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, criterion
 from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
-from heads.estimators.standardise import Shared, Standardising
+from heads.estimators.standardise import Standardising
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json
 from heads.kernels.tally import stats_of_arrays
-from heads.rows.samples import Samples, require_finite
+from heads.rows.samples import Float, Mask, Samples, require_finite
 from heads.rows.selection import RowSampler, thinned
 from heads.solvers.folds import in_folds, sampled_rows
 from heads.solvers.parallel import Blocks
@@ -32,7 +32,6 @@ from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import steady_eigh
 from heads.solvers.temperature import fit_temperature
 
-Float = NDArray[np.float64]
 Scored = tuple[list[Float], NDArray[np.integer]]
 """Scores (n, C) of every candidate, and labels (n,)."""
 
@@ -89,8 +88,7 @@ class MomentClassifier(Standardising, RowsClassifier, LinearClassifier):
             how["selection"] = "folds" if validation is None else "split"
         if len(found) > 1:
             how["metric"] = self.metric
-        chosen = None if validation is None else validation.store
-        self.provenance_ = self._provenance({**solved.params, **how}, samples.store, chosen)
+        self.provenance_ = self._provenance({**solved.params, **how}, samples, validation)
 
     def _fold_scores(self, samples: Samples, parts: list[Moments], candidates: int) -> Iterator[Scored]:
         """Scores of a sample of the rows, each under the heads of the other folds, and their labels."""
@@ -110,20 +108,20 @@ class MomentClassifier(Standardising, RowsClassifier, LinearClassifier):
                 own[:, ~present] = own[:, present].min(axis=1, keepdims=True)
             yield list(scores[:, :, everywhere]), (np.cumsum(everywhere) - 1)[labels[rows]]
 
-    def _without(self, part: Moments) -> tuple[list[Solved], NDArray[np.bool_]]:
+    def _without(self, part: Moments) -> tuple[list[Solved], Mask]:
         """The heads fitted without one fold, and which classes they have."""
         rest = self.moments_ - part
         present = rest.counts > 0
         return self.candidates(rest.of_columns(present)) if present.sum() > 1 else [], present
 
-    def _spread_of_rows(self, solved: Solved, samples: Samples, present: NDArray[np.bool_]) -> float:
+    def _spread_of_rows(self, solved: Solved, samples: Samples, present: Mask) -> float:
         """The temperature when every class has one row and none can be held out: logits get standard deviation one."""
         blocks = _scores_of([solved], thinned(samples, self.moments_.n), present)
         own = np.concatenate([scores[0] for scores, _ in blocks])
         return float(own.std(axis=1).mean()) or 1.0
 
 
-def _scores_of(solved: list[Solved], blocks: Blocks, present: NDArray[np.bool_]) -> Iterator[Scored]:
+def _scores_of(solved: list[Solved], blocks: Blocks, present: Mask) -> Iterator[Scored]:
     """Scores over the classes that have training rows, for the rows of these classes, and their labels."""
     for features, labels in blocks:
         rows = present[labels]
@@ -136,10 +134,8 @@ def _best(scores: list[Float], labels: NDArray[np.integer], metric: str) -> int:
     found = []
     for own in scores:
         logits = (own / fit_temperature(own, labels)).astype(np.float32)
-        statistics = stats_of_arrays(logits, labels)
-        found.append((int((statistics.rank == 0).sum()) / len(labels), float(statistics.nll.mean())))
-    top1, nll = (np.array(column) for column in zip(*found, strict=True))
-    return best_setting(top1, nll, metric)
+        found.append(criterion(stats_of_arrays(logits, labels), metric))
+    return min(range(len(found)), key=found.__getitem__)
 
 
 Shrinkage = Annotated[float, Range(0, 1)] | Annotated[str, OneOf("auto", "oas")]
@@ -147,6 +143,7 @@ SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shrinkages that `LinearDiscriminant.path_heads` adds to the fitted one."""
 
 
+@dataclass(eq=False, repr=False)
 class NearestMean(MomentClassifier):
     """Nearest class mean by cosine similarity (prototypes, in the terms of Snell et al. 2017).
 
@@ -161,11 +158,9 @@ class NearestMean(MomentClassifier):
 
     Attributes
     ----------
-    coef_ : (C, D) float64
-    intercept_ : (C,) float64
-    temperature_ : float
-        Scores divided by it are logits; fitted by NLL on the selection split, or on 5 folds.
-    classes_, classnames_, n_features_in_, provenance_, moments_
+    coef_, intercept_ : (C, D), (C,) float64
+    temperature_ : scores divided by it are logits; fitted by NLL on the selection split, or on 5 folds
+    moments_
 
     Notes
     -----
@@ -185,9 +180,9 @@ class NearestMean(MomentClassifier):
 
     name = "nearest_mean"
 
-    def __init__(self, normalize: bool = True, **shared: Unpack[Shared]) -> None:
-        super().__init__(**shared)
-        self.normalize = normalize
+    normalize: bool = True
+    _: KW_ONLY
+    standardise: bool = False
 
     def candidates(self, moments: Moments) -> list[Solved]:
         """The single head of these moments."""
@@ -200,6 +195,7 @@ class NearestMean(MomentClassifier):
         return [Solved(directions, np.zeros(len(means)), {"normalize": True})]
 
 
+@dataclass(eq=False, repr=False)
 class LinearDiscriminant(MomentClassifier):
     """Gaussian classes with one shared, shrunk covariance: the training-free baseline of Wang et al. 2024.
 
@@ -228,13 +224,12 @@ class LinearDiscriminant(MomentClassifier):
 
     Attributes
     ----------
-    coef_ : (C, D) float64
-    intercept_ : (C,) float64
+    coef_, intercept_ : (C, D), (C,) float64
     shrinkage_ : float
     temperature_ : float
         Scores divided by it are logits; fitted by NLL on the selection split, or on 5 folds. The Gaussian model itself
         has 1, which is overconfident with few rows.
-    classes_, classnames_, n_features_in_, provenance_, moments_
+    moments_
 
     Notes
     -----
@@ -258,17 +253,11 @@ class LinearDiscriminant(MomentClassifier):
 
     name = "discriminant"
 
-    def __init__(
-        self,
-        shrinkage: Shrinkage | Sequence[Shrinkage] = "auto",
-        priors: Annotated[str, OneOf("empirical", "uniform")] = "empirical",
-        metric: Metric = "nll",
-        **shared: Unpack[Shared],
-    ) -> None:
-        super().__init__(**shared)
-        self.shrinkage = shrinkage
-        self.priors = priors
-        self.metric = metric
+    shrinkage: Shrinkage | Sequence[Shrinkage] = "auto"
+    priors: Annotated[str, OneOf("empirical", "uniform")] = "empirical"
+    metric: Metric = "nll"
+    _: KW_ONLY
+    standardise: bool = False
 
     @property
     def shrinkage_(self) -> float:
@@ -281,15 +270,7 @@ class LinearDiscriminant(MomentClassifier):
 
         Accuracies are exact. Fitting each temperature would take another pass over held-out rows; instead, each head's
         temperature gives its logits the same spread over classes, on the training rows, as those of the fitted head.
-
-        Parameters
-        ----------
-        shrinkages : numbers from 0 to 1, "auto" or "oas"
-
-        Raises
-        ------
-        HeadError
-            For an invalid shrinkage.
+        Shrinkages are numbers from 0 to 1, "auto" or "oas"; HeadError for others.
         """
         own, present = self.linear(), self.moments_.counts > 0
         moments = self.moments_.of_columns(present)
@@ -311,10 +292,7 @@ class LinearDiscriminant(MomentClassifier):
         return list(self._solved(moments, self._shrinkages()))
 
     def _shrinkages(self) -> list[float | str]:
-        """The given shrinkages, strongest first, so that it wins ties.
-
-        With two rows in a class, folds leave one, and all shrinkages score the same.
-        """
+        """The given shrinkages, strongest first, so that it wins ties; if folds leave one row, all score the same."""
         given: list[float | str] = (
             [self.shrinkage] if isinstance(self.shrinkage, str | float | int | np.number) else [*self.shrinkage]
         )
@@ -325,19 +303,16 @@ class LinearDiscriminant(MomentClassifier):
         means = moments.class_sums / moments.counts[:, None]
         within = (moments.xtx - means.T @ (moments.counts[:, None] * means)) / moments.n
         eigenvalues, vectors = steady_eigh(within)
+        uniform, counts = np.full(len(means), -np.log(len(means))), moments.counts
+        log_priors = np.log(counts / counts.sum()) if self.priors == "empirical" else uniform
         for wanted in shrinkages:
             spectrum, shrinkage = _shrunk(np.maximum(eigenvalues, 0.0), moments, wanted)
             # S is a difference of moments: zeros come out as the rounding of X.T X.
             usable = spectrum > np.finfo(np.float64).eps * moments.xtx.trace() / moments.n * len(moments.xtx)
             inverse = np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=usable)
             weights = ((means @ vectors) * inverse) @ vectors.T
-            intercepts = self._log_priors(moments.counts) - (weights * means).sum(axis=1) / 2
+            intercepts = log_priors - (weights * means).sum(axis=1) / 2
             yield Solved(weights, intercepts, {"shrinkage": shrinkage, "priors": self.priors})
-
-    def _log_priors(self, counts: NDArray[np.int64] | Float) -> Float:
-        if self.priors == "empirical":
-            return np.asarray(np.log(counts / counts.sum()))
-        return np.full(len(counts), -np.log(len(counts)))
 
 
 def _shrunk(eigenvalues: Float, moments: Moments, wanted: float | str) -> tuple[Float, float]:

@@ -73,22 +73,28 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
     >>> fit_head("zero_shot", Material(texts=[texts])).predict([[0.6, 0.8]]).tolist()
     [1]
     """
-    kind = head_class(name)
-    head = make_head(name, parameters or {}, material.prior if takes_prior(name) else None)
+    kind, texts = head_class(name), material.texts
+    head: Any = make_head(name, parameters or {}, material.prior if takes_prior(name) else None)
     head.progress = material.progress
-    if (kind.fits_on == "texts" or kind.takes_texts) and not material.texts:
+    if (kind.fits_on == "texts" or kind.takes_texts) and not texts:
         raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
-    chosen = {"selection": material.selection} if material.selection is not None and takes_selection(name) else {}
+    options: Json = {}
+    if material.selection is not None and takes_selection(name):
+        options["selection"] = material.selection
     if kind.fits_on == "texts":
-        if isinstance(material.texts, LinearHead):
+        if isinstance(texts, LinearHead):
             raise HeadError(
-                f"{name} is made from a text store, got the head {material.texts.name}; name a text store (texts/NAME)"
+                f"{name} is made from a text store, got the head {texts.name}; name a text store (texts/NAME)"
             )
-        return _fitted(head, list(material.texts), **chosen)
-    if material.train is None:
-        raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")
-    options: Json = {"texts": material.text_head()} if kind.takes_texts else {}
-    return _fitted(head, material.train, **options, **chosen, **_groups(kind, material))
+        X: object = list(texts)
+    else:
+        X = material.train
+        if X is None:
+            raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")
+        options |= {"texts": material.text_head()} if kind.takes_texts else {}
+        options |= _groups(kind, material)
+    fitted: HeadClassifier = head.fit(X, **options)
+    return fitted
 
 
 def _groups(kind: type[HeadClassifier], material: Material) -> Json:
@@ -104,12 +110,6 @@ def _groups(kind: type[HeadClassifier], material: Material) -> Json:
             "selection split, or use a head that holds out whole groups, such as ridge"
         )
     return {}
-
-
-def _fitted(head: Any, X: object, **options: object) -> HeadClassifier:
-    """Call `head.fit` with the keywords that this head takes."""
-    fitted: HeadClassifier = head.fit(X, **options)
-    return fitted
 
 
 def unfitted(head: HeadClassifier) -> HeadClassifier:
@@ -133,10 +133,7 @@ def settled(head: HeadClassifier) -> HeadClassifier:
     """
     check_is_fitted(head)
     copy = unfitted(head)
-    values = {
-        name: [getattr(head, CHOSEN[name])]
-        for name in CHOSEN
-        if name in head.get_params(deep=False) and hasattr(head, CHOSEN[name])
-    }
-    copy.set_params(**values)
+    for name in CHOSEN.keys() & head.get_params(deep=False):
+        if hasattr(head, CHOSEN[name]):
+            copy.set_params(**{name: [getattr(head, CHOSEN[name])]})
     return copy

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
@@ -24,13 +23,14 @@ from featcache.store.key import checksum
 from featcache.store.places import local as atomic
 from featcache.store.protocol import FeatureSource, FeatureTable
 from heads.rows.device import device_rows
-from heads.rows.samples import Samples
+from heads.rows.samples import Float, Samples
 from heads.solvers.folds import FOLDS, FoldAssigner, in_folds
 from heads.solvers.parallel import Blocks
 from heads.solvers.ridge.moments import Moments, fold_moments
 
-Arrays = list[NDArray[np.float64]]
-"""Gram matrices (K, D, D), class sums (K, C, D) and counts (K, C)."""
+Arrays = list[Float]
+"""Gram matrices (K, D, D), class sums (K, C, D) and counts (K, C): the fields `NAMES` of K `Moments`."""
+NAMES = ("xtx", "class_sums", "counts")
 BLOCK_ROWS = 65_536
 """Rows read at a time: 128 MiB of float32 at D = 512."""
 _FORMAT = 1
@@ -44,8 +44,7 @@ def store_moments(
     Parameters
     ----------
     store : image store
-    folds : K
-        Stratified folds: row r of a class is in fold r mod K (`heads.solvers.folds.FoldAssigner`).
+    folds : K; stratified folds: row r of a class is in fold r mod K (`heads.solvers.folds.FoldAssigner`)
     cache : whether to read the moments from their file, or write it if there is none (stores in local folders only)
     distributed
         In a process group, each process sums the blocks ``rank, rank + size, ...``, followed by one all-reduce.
@@ -76,8 +75,7 @@ def store_moments(
         rank, size = rank_and_size() if distributed else (0, 1)
         blocks = _blocks(store, folds, rank, size)
         parts = fold_moments(blocks, dim=dim, n_targets=n_classes, folds=folds)
-        found = [np.stack([part.xtx for part in parts]), np.stack([part.class_sums for part in parts])]
-        found.append(np.stack([part.counts for part in parts]).astype(np.float64))
+        found = [np.stack([getattr(part, name) for part in parts]).astype(np.float64, copy=False) for name in NAMES]
         if distributed:
             sum_over_ranks(found)
         if path is not None and rank == 0:
@@ -145,7 +143,7 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:
     folds, n_classes, dim = shape
     try:
         tensors = from_bytes(path.read_bytes())
-        found = [tensors["xtx"], tensors["class_sums"], tensors["counts"]]
+        found = [tensors[name] for name in NAMES]
         whole = str(tensors["digest"].tobytes().decode()) == _digest(found)
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
@@ -157,10 +155,9 @@ def _write(path: Path, arrays: Arrays) -> None:
     """Write the file atomically; does nothing in a read-only folder, so that moments are computed again next time."""
     if not os.access(path.parents[3], os.W_OK):
         return
-    tensors = dict(zip(("xtx", "class_sums", "counts"), arrays, strict=True))
-    digest = np.frombuffer(_digest(arrays).encode(), np.uint8)
+    tensors = dict(zip(NAMES, arrays, strict=True)) | {"digest": np.frombuffer(_digest(arrays).encode(), np.uint8)}
     try:
-        atomic.put(path, to_bytes({**tensors, "digest": digest}))
+        atomic.put(path, to_bytes(tensors))
     except FeatcacheError:
         return
 

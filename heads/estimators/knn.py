@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
@@ -18,13 +17,14 @@ from heads.fitted.knn import KNNHead, NeighbourBank, Neighbours
 from heads.fitted.provenance import Json
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.device import device_rows
-from heads.rows.samples import Features, Samples, gathered, require_finite, to_numpy
+from heads.rows.samples import Features, Ints, Samples, gathered, require_finite, to_numpy
 from heads.rows.selection import RowSampler, thinned
 from heads.search import INDEXES, PROBED
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.temperature import fit_temperature
 
 
+@dataclass(eq=False, repr=False)
 class KNN(RowsClassifier, NonlinearClassifier):
     """k nearest neighbours by cosine, each voting with ``exp(cosine / temperature)`` (DINO, DINOv2).
 
@@ -50,11 +50,9 @@ class KNN(RowsClassifier, NonlinearClassifier):
 
     Attributes
     ----------
-    n_neighbors_ : int
-        The k with the best `metric` on the selection split, or by leave-one-out; ties go to the smaller.
-    accuracies_, nlls_ : dict
-        Held-out accuracy and NLL (nats) by k; empty with a single k.
-    classes_, classnames_, n_features_in_, provenance_, head_
+    n_neighbors_ : the k with the best `metric` on the selection split, or by leave-one-out; ties go to the smaller
+    accuracies_, nlls_ : dict; held-out accuracy and NLL (nats) by k; empty with a single k
+    head_
 
     Notes
     -----
@@ -78,26 +76,12 @@ class KNN(RowsClassifier, NonlinearClassifier):
 
     name = "knn"
 
-    head_: KNNHead
-    n_neighbors_: int
-    accuracies_: dict[int, float]
-    nlls_: dict[int, float]
-
-    def __init__(
-        self,
-        n_neighbors: Count | Sequence[Count] = (10, 20, 100, 200),
-        temperature: Positive = 0.07,
-        index: Annotated[str, OneOf(*INDEXES)] = "exact",
-        probes: Count | None = None,
-        metric: Metric = "nll",
-        calibrate: bool = True,
-    ) -> None:
-        self.n_neighbors = n_neighbors
-        self.temperature = temperature
-        self.index = index
-        self.probes = probes
-        self.metric = metric
-        self.calibrate = calibrate
+    n_neighbors: Count | Sequence[Count] = (10, 20, 100, 200)
+    temperature: Positive = 0.07
+    index: Annotated[str, OneOf(*INDEXES)] = "exact"
+    probes: Count | None = None
+    metric: Metric = "nll"
+    calibrate: bool = True
 
     def _fit(self, samples: Samples, held_out: Samples | None) -> None:
         features, labels = self._rows(samples)
@@ -106,7 +90,8 @@ class KNN(RowsClassifier, NonlinearClassifier):
         columns = np.arange(len(samples.classnames))
         fields: Json = {"name": self.name, "classes": label_values(self.classes_)}
         heads = [KNNHead(bank, k, float(self.temperature), columns, self.classnames_, **fields) for k in ks]
-        self.accuracies_, self.nlls_ = {}, {}
+        self.accuracies_: dict[int, float] = {}
+        self.nlls_: dict[int, float] = {}
         if len(ks) > 1 or self.calibrate:
             heads = self._scored(heads, held_out)
         self.n_neighbors_ = self._best(ks, len(labels))
@@ -142,17 +127,17 @@ class KNN(RowsClassifier, NonlinearClassifier):
     def _keep(self, heads: list[KNNHead], samples: Samples, held_out: Samples | None) -> None:
         """Set the heads of the path and the chosen head, with their provenance."""
         how = "given" if len(heads) == 1 and not self.calibrate else "leave-one-out" if held_out is None else "split"
-        chosen = held_out.store if how == "split" and held_out is not None else None
         probed = {} if self.probes is None else {"probes": self.probes}
         self._path = []
         for head in heads:
             params: Json = {"n_neighbors": head.n_neighbors, "temperature": head.temperature, "index": self.index}
             params |= {**probed, "metric": self.metric} if len(heads) > 1 else probed
             params |= {"floor": head.floor, "scale": head.scale} if self.calibrate else {}
-            record = self._provenance(params | {"selection": how}, samples.store, searched_on=head.bank.searched_on)
+            record = self._provenance(params | {"selection": how}, samples, searched_on=head.bank.searched_on)
             self._path.append(head.with_provenance(record))
         (best,) = (head for head in self._path if head.n_neighbors == self.n_neighbors_)
-        self.provenance_ = best.provenance if chosen is None else best.provenance.chosen(chosen)
+        store = None if how != "split" or held_out is None else held_out.store
+        self.provenance_ = best.provenance if store is None else best.provenance.chosen(store)
         self.head_ = best.with_provenance(self.provenance_)
 
     def path_heads(self) -> list[KNNHead]:
@@ -160,7 +145,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         self.frozen()
         return [replace(head, name=f"{self.name} k={head.n_neighbors}") for head in self._path]
 
-    def _rows(self, samples: Samples) -> tuple[Features | torch.Tensor, NDArray[np.int64]]:
+    def _rows(self, samples: Samples) -> tuple[Features | torch.Tensor, Ints]:
         """All rows and labels, checked to be finite: on their own GPU for exact search, else in memory."""
         there = device_rows(samples) if self.index == "exact" else None
         if there is None:
@@ -185,7 +170,7 @@ _ROWS = 4096
 _FLOORS = 8
 
 
-def _neighbours(head: KNNHead, held_out: Samples | None) -> tuple[Neighbours, NDArray[np.int64]]:
+def _neighbours(head: KNNHead, held_out: Samples | None) -> tuple[Neighbours, Ints]:
     """Neighbours and labels of the selection split, or of a sample of the bank's rows, each excluding itself."""
     bank = head.bank
     if held_out is not None:
@@ -201,20 +186,19 @@ def _neighbours(head: KNNHead, held_out: Samples | None) -> tuple[Neighbours, ND
     return (cosines, voters), np.concatenate([labels for _, labels in blocks]).astype(np.int64)
 
 
-def _calibrated(head: KNNHead, found: Neighbours, labels: NDArray[np.int64]) -> KNNHead:
+def _calibrated(head: KNNHead, found: Neighbours, labels: Ints) -> KNNHead:
     """The head with the floor and scale of the highest likelihood on a sample of the rows.
 
     n rows cannot support an e much below 1/n: the smallest value tried is half a row, as in `fit_temperature`.
     """
     some = RowSampler(len(labels), len(head.classnames), rows=_ROWS, scores=2**19)(len(labels))
     shares, own = head.shares((found[0][some], found[1][some])), labels[some]
-    best: tuple[float, float, float] | None = None
+    tried = []
     for ignorance in np.geomspace(0.5 / (len(own) + 0.5), 0.95, _FLOORS):
         floor = float(ignorance / (1 - ignorance) / shares.shape[1])
         logs = np.log(shares + floor)
         temperature = fit_temperature(logs, own)
         nll = float(stats_of_arrays((logs / temperature).astype(np.float32), own).nll.mean())
-        if best is None or nll < best[0]:
-            best = nll, floor, 1.0 / temperature
-    assert best is not None  # there are several floors
-    return replace(head, floor=best[1], scale=best[2])
+        tried.append((nll, floor, 1.0 / temperature))
+    _, floor, scale = min(tried)
+    return replace(head, floor=floor, scale=scale)

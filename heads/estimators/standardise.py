@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, TypedDict, TypeVar, Unpack, get_type_hints
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from heads.estimators.base import HeadClassifier
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json
-from heads.rows.multilabel import MultiLabelSamples
-from heads.rows.samples import Samples, finite_blocks, raise_not_finite
-from heads.rows.scaling import Scaling
-from heads.rows.weights import class_weights
-
-Float = NDArray[np.float64]
-S = TypeVar("S", Samples, MultiLabelSamples)
-
-
-class Shared(TypedDict, total=False):
-    """Parameters of `Standardising`."""
-
-    standardise: bool
+from heads.rows.samples import Float, Samples, finite_blocks, raise_not_finite
+from heads.rows.scaling import S, Scaling
+from heads.rows.weights import checked_weights, class_weights
 
 
 class Standardising(HeadClassifier):
     """Base of linear heads that can fit on standardised features.
-
-    The constructor of a subclass takes the parameter as ``**shared: Unpack[Shared]``; its signature lists it by name.
 
     Parameters
     ----------
@@ -45,38 +32,16 @@ class Standardising(HeadClassifier):
     standardise: bool
     _scaling: Scaling | None = None
 
-    def __init__(self, standardise: bool = False) -> None:
-        self.standardise = standardise
-
-    def __init_subclass__(cls, **options: object) -> None:
-        """List the parameters of the base's constructor in the signature, where scikit-learn and `--set` look them up.
-
-        Parameters that the subclass names itself are left as they are.
-        """
-        super().__init_subclass__(**options)
-        if "__init__" not in vars(cls):
-            return
-        constructor, base = vars(cls)["__init__"], super(cls, cls).__init__
-        own = inspect.signature(constructor)
-        *named, rest = own.parameters.values()
-        if rest.kind is not inspect.Parameter.VAR_KEYWORD:
-            raise TypeError(f"{cls.__name__}.__init__ lacks **shared: Unpack[Shared]")
-        inherited = [
-            p for name, p in inspect.signature(base).parameters.items() if name not in (*own.parameters, "self")
-        ]
-        named += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in inherited]
-        constructor.__signature__ = own.replace(parameters=named)
-        kinds = get_type_hints(base, include_extras=True)
-        del constructor.__annotations__[rest.name]
-        constructor.__annotations__ |= {parameter.name: kinds[parameter.name] for parameter in inherited}
-
-    def _scaled(self, samples: S, validation: S | None, weights: Float | None = None) -> tuple[S, S | None]:
+    def _scaled(self, samples: S, validation: S | None, sample_weight: ArrayLike | None = None) -> tuple[S, S | None]:
         """Training rows and validation split, standardised if `standardise`; sets the scaling."""
         self._scaling = None
         if not self.standardise:
             return samples, validation
+        weights = None
+        if sample_weight is not None and isinstance(samples, Samples):
+            weights = checked_weights(sample_weight, len(samples.labels()))
         blocks = finite_blocks(samples.blocks)
-        self._scaling = scaling = Scaling.of(((x, y) for x, y in blocks), samples.dim, weights)
+        self._scaling = scaling = Scaling.of(blocks, samples.dim, weights)
         if not np.isfinite(scaling.deviation).all():
             raise_not_finite(x for x, *_ in samples.blocks())
         return scaling.rows(samples), None if validation is None else scaling.rows(validation)
@@ -99,12 +64,6 @@ class Standardising(HeadClassifier):
         return params if self._scaling is None else {**params, "standardise": True}
 
 
-class Weighted(Shared, total=False):
-    """Parameters of `Weighting`."""
-
-    class_weight: Any
-
-
 class Weighting(Standardising):
     """Base of standardising heads with class weights.
 
@@ -115,10 +74,6 @@ class Weighting(Standardising):
     """
 
     class_weight: Any
-
-    def __init__(self, class_weight: Any = None, **shared: Unpack[Shared]) -> None:
-        super().__init__(**shared)
-        self.class_weight = class_weight
 
     def _class_weights(self, samples: Samples) -> Float | None:
         """Weight (C,) of each class for these rows; None without `class_weight`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import TextSource
@@ -12,7 +12,7 @@ from heads.fitted.base import Fitted, LogitHead
 from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.missing_classes import without_opinion
 from heads.fitted.provenance import Json
-from heads.rows.samples import Rows, Samples, as_samples, is_text
+from heads.rows.samples import Float, Rows, Samples, as_samples, is_text
 
 
 def text_head(texts: TextSource | LinearHead | Fitted) -> LinearHead:
@@ -20,13 +20,10 @@ def text_head(texts: TextSource | LinearHead | Fitted) -> LinearHead:
     return as_linear(ZeroShot().fit(texts) if is_text(texts) else texts)
 
 
-def class_directions(text: LinearHead) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def class_directions(text: LinearHead) -> tuple[Float, Float]:
     """Unit class vectors (C, D) of a zero-shot head, and their norms (C,), the logit scale.
 
-    Raises
-    ------
-    HeadError
-        For a class whose weights are all zero.
+    HeadError for a class whose weights are all zero.
     """
     weights = text.weights.astype(np.float64)
     lengths = np.linalg.norm(weights, axis=1)
@@ -48,12 +45,8 @@ def samples_of(X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
 def checked_prior(prior: object, samples: Samples) -> LinearHead | None:
     """The linear head of a prior, checked against the training rows; None for None.
 
-    Raises
-    ------
-    HeadError
-        For anything but a fitted linear head, or for the wrong shape.
-    MismatchError
-        For a prior of another encoder or class list.
+    HeadError for anything but a fitted linear head, or for the wrong shape. MismatchError for a prior of another
+    encoder or class list.
     """
     if prior is None:
         return None

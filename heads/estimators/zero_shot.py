@@ -9,19 +9,20 @@ over a sample of pretraining images; here only the given images are used.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import LinearClassifier
 from heads.fitted.provenance import Provenance, encoder_record
-from heads.rows.samples import is_text
+from heads.rows.samples import Features, Float, Ints, is_text
 from heads.solvers.parallel import map_pieces
 
 
+@dataclass(eq=False, repr=False)
 class ZeroShot(LinearClassifier):
     """Class weights = normalised mean of the normalised prompt embeddings, times the model's logit scale.
 
@@ -40,7 +41,6 @@ class ZeroShot(LinearClassifier):
     ----------
     coef_ : (C, D) float64, logit scale included (its row norms); intercept_ : (C,) the logit bias (0 without one)
     temperature_ : 1.0
-    classes_, classnames_, n_features_in_, provenance_
 
     Examples
     --------
@@ -57,15 +57,9 @@ class ZeroShot(LinearClassifier):
     centred = False  # other tools read the logit scale from the row norms
     fits_on = "texts"
 
-    def __init__(
-        self,
-        templates: Sequence[int | str] | None = None,
-        weights: Sequence[float] | None = None,
-        template_weights: Sequence[float] | None = None,
-    ) -> None:
-        self.templates = templates
-        self.weights = weights
-        self.template_weights = template_weights
+    templates: Sequence[int | str] | None = None
+    weights: Sequence[float] | None = None
+    template_weights: Sequence[float] | None = None
 
     def fit(self, X: TextSource | Sequence[TextSource], y: None = None) -> Self:
         """Build the weights from one text store or a list of them; `y` is ignored.
@@ -100,7 +94,7 @@ class ZeroShot(LinearClassifier):
         self.provenance_ = self._record(stores, shares)
         return self
 
-    def _record(self, stores: list[TextSource], shares: NDArray[np.float64]) -> Provenance:
+    def _record(self, stores: list[TextSource], shares: Float) -> Provenance:
         """Provenance record, with the text tower and the text stores."""
         chosen = self.templates
         params = {
@@ -117,7 +111,7 @@ class ZeroShot(LinearClassifier):
 
 def class_vectors(
     store: TextSource, templates: Sequence[int | str] | None = None, weights: Sequence[float] | None = None
-) -> NDArray[np.float64]:
+) -> Float:
     """Unit vector (C, D) of each class: the (weighted) mean of its chosen unit-length prompts, normalised."""
     raw, counts = np.asarray(store.raw), np.asarray(store.counts)
     chosen = np.arange(raw.shape[1]) if templates is None else _template_indices(store, templates)
@@ -130,7 +124,7 @@ def class_vectors(
     return _normalised((picked * present[:, :, None]).sum(axis=1) / present.sum(axis=1, keepdims=True))
 
 
-def _template_indices(store: TextSource, templates: Sequence[int | str]) -> NDArray[np.int64]:
+def _template_indices(store: TextSource, templates: Sequence[int | str]) -> Ints:
     """Positions of templates given as indices or strings."""
     known = list(store.templates or ())
     total = np.asarray(store.raw).shape[1]
@@ -151,7 +145,7 @@ def _template_indices(store: TextSource, templates: Sequence[int | str]) -> NDAr
     return np.asarray(indices, dtype=np.int64)
 
 
-def _shares(weights: Sequence[float] | None, n: int, what: str = "text store") -> NDArray[np.float64]:
+def _shares(weights: Sequence[float] | None, n: int, what: str = "text store") -> Float:
     """Checked weights of `n` members, scaled to sum to one."""
     shares = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
     if shares.shape != (n,) or not (np.isfinite(shares) & (shares >= 0)).all() or not shares.sum():
@@ -182,7 +176,7 @@ def _logit_scale(texts: TextSource) -> float:
     return float(texts.logit_scale)
 
 
-def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _normalised(rows: Float) -> Float:
     """Rows of unit length."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not (norms > 0).all():
@@ -190,7 +184,7 @@ def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rows / norms)
 
 
-def score_templates(texts: TextSource, images: FeatureSource) -> NDArray[np.float64]:
+def score_templates(texts: TextSource, images: FeatureSource) -> Float:
     """Score (T,) of each template of a text store, in logits, from an unlabelled image store.
 
     ``score_t = s mean_i max_c (x_i - mean(x)) . e[c, t]`` for L2-normalised prompts e and logit scale s. Labels are not
@@ -219,11 +213,11 @@ def score_templates(texts: TextSource, images: FeatureSource) -> NDArray[np.floa
         raise HeadError(f"{images.name!r} has no valid row to score templates on")
     mean = (sums / n).astype(np.float32)
 
-    def of_piece(x: NDArray[np.floating], _: object) -> NDArray[np.float64]:
+    def of_piece(x: Features, _: object) -> Float:
         centred = x.astype(np.float32) - mean
         return np.array([(centred @ raw[:, t].T).max(axis=1).sum(dtype=np.float64) for t in range(raw.shape[1])])
 
-    total: NDArray[np.float64] = sum(map_pieces(images.blocks(), of_piece), np.zeros(raw.shape[1]))
+    total: Float = sum(map_pieces(images.blocks(), of_piece), np.zeros(raw.shape[1]))
     return np.asarray(_logit_scale(texts) * total / n)
 
 

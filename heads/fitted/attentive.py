@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Self, Unpack
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,12 +13,9 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.store.reading.tokens import block_rows
-from heads.fitted.base import Common, LogitHead
-from heads.fitted.file_format import Tensors
-from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Array, to_numpy
-
-Float32 = NDArray[np.float32]
+from heads.fitted.base import LogitHead
+from heads.fitted.provenance import Provenance
+from heads.rows.samples import Array, Features, Float32, check_width, to_numpy
 
 
 def attentive_logits(tokens: Tensor, queries: Tensor, values: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
@@ -31,8 +28,6 @@ def attentive_logits(tokens: Tensor, queries: Tensor, values: Tensor, weights: T
 
     Tokens are pooled before the values are applied, which by linearity gives the same result at lower cost.
 
-    Examples
-    --------
     >>> one = torch.ones
     >>> attentive_logits(one(1, 4, 2), one(3, 2), one(3, 1, 2), one(5, 3, 1), torch.zeros(5))[0].tolist()
     [6.0, 6.0, 6.0, 6.0, 6.0]
@@ -52,7 +47,6 @@ class AttentiveHead(LogitHead):
     values : (Q, E, D) float32
     weights : (C, Q, E) float32
     bias : (C,) float32
-    classes : (C,) label values that `predict` returns; None for class indices
     """
 
     kind: ClassVar[str] = "attentive"
@@ -69,6 +63,10 @@ class AttentiveHead(LogitHead):
     provenance: Provenance = field(default_factory=Provenance, repr=False)
     classes: Array | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._narrow("queries", "values", "weights", "bias")
+
     @property
     def dim(self) -> int:
         """Feature dimension D."""
@@ -76,7 +74,7 @@ class AttentiveHead(LogitHead):
 
     def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, C) float32 of tokens (n, P, D) or features (n, D), computed in blocks of bounded size."""
-        tokens = as_token_array(X, self.dim, self.name)
+        tokens = self._features(X)
         parameters = [torch.from_numpy(values) for values in (self.queries, self.values, self.weights, self.bias)]
         out = np.empty((len(tokens), len(self.classnames)), np.float32)
         step = block_rows(tokens.shape, len(tokens)) if len(tokens) else 1
@@ -86,9 +84,18 @@ class AttentiveHead(LogitHead):
                 out[start : start + step] = attentive_logits(block, *parameters).numpy()
         return out
 
+    def _features(self, X: ArrayLike) -> Features:
+        """Features as tokens (n, P, D), checked."""
+        features = to_numpy(X)
+        if features.ndim not in (2, 3):
+            expected = f"(n, P, {self.dim}) or (n, {self.dim})"
+            raise HeadError(f"head {self.name!r} takes features {expected}, got {features.shape}")
+        check_width(features, self.dim, self.name)
+        return features if features.ndim == 3 else features[:, None]
+
     def attention(self, X: ArrayLike) -> Float32:
         """Attention weights (n, Q, P) of the queries, which sum to 1 over the P tokens."""
-        tokens = torch.from_numpy(np.ascontiguousarray(as_token_array(X, self.dim, self.name), np.float32))
+        tokens = torch.from_numpy(np.ascontiguousarray(self._features(X), np.float32))
         found: Float32 = torch.softmax(tokens @ torch.from_numpy(self.queries).T, dim=1).transpose(1, 2).numpy()
         return found
 
@@ -97,29 +104,3 @@ class AttentiveHead(LogitHead):
 
     def _cooled(self, temperature: float) -> dict[str, object]:
         return {"weights": self.weights / np.float32(temperature), "bias": self.bias / np.float32(temperature)}
-
-    def to_file(self) -> tuple[Tensors, Json]:
-        """All parameters."""
-        return {"queries": self.queries, "values": self.values, "weights": self.weights, "bias": self.bias}, {}
-
-    @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
-        """The head of `to_file`."""
-        queries, values, weights, bias = (np.ascontiguousarray(tensors[name], np.float32) for name in cls.tensors)
-        return cls(queries, values, weights, bias, **common)
-
-
-def as_token_array(X: ArrayLike, dim: int, name: str) -> NDArray[np.floating]:
-    """Features as tokens (n, P, D).
-
-    Raises
-    ------
-    HeadError
-        For another number of axes, or another width.
-    """
-    features = to_numpy(X)
-    if features.ndim not in (2, 3):
-        raise HeadError(f"head {name!r} takes features (n, P, {dim}) or (n, {dim}), got {features.shape}")
-    if features.shape[-1] != dim:
-        raise HeadError(f"X has {features.shape[-1]} features, but {name} is expecting {dim} features as input")
-    return features if features.ndim == 3 else features[:, None]

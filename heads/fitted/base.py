@@ -16,9 +16,20 @@ from featcache.errors import HeadError
 from featcache.store.protocol import Encoded
 from heads.fitted.file_format import Tensors, write_head
 from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder, check_labelling
-from heads.rows.samples import Array, Rows, feature_blocks, is_store, refuse_tokens, to_numpy
+from heads.rows.samples import (
+    Array,
+    Features,
+    Float32,
+    Ints,
+    Rows,
+    check_width,
+    feature_blocks,
+    is_store,
+    refuse_tokens,
+    to_numpy,
+)
 
-Float = TypeVar("Float", np.float32, np.float64)
+Number = TypeVar("Number", np.float32, np.float64)
 
 
 @runtime_checkable
@@ -66,6 +77,11 @@ class LogitHead(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", Provenance(self.provenance))  # users may give a plain mapping
+
+    def _narrow(self, *names: str) -> None:
+        """Make attributes contiguous float32 arrays."""
+        for name in names:
+            object.__setattr__(self, name, np.ascontiguousarray(to_numpy(vars(self)[name]), np.float32))
 
     def __repr__(self) -> str:
         encoder = self.provenance.encoder or {}
@@ -117,7 +133,7 @@ class LogitHead(ABC):
         """Feature dimension D."""
 
     @abstractmethod
-    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, C) of features (n, D), as float32."""
 
     @abstractmethod
@@ -128,14 +144,18 @@ class LogitHead(ABC):
     def _cooled(self, temperature: float) -> dict[str, object]:
         """Fields that `with_temperature` changes, besides the provenance."""
 
-    @abstractmethod
     def to_file(self) -> tuple[Tensors, Json]:
-        """Tensors and JSON-serialisable settings, for `heads.save`."""
+        """Tensors and JSON-serialisable settings, for `heads.save`; by default the attributes of these names."""
+        tensors, settings = ({name: vars(self)[name] for name in names} for names in (self.tensors, self.settings))
+        return tensors, settings
 
     @classmethod
-    @abstractmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
-        """The head that `to_file` described."""
+        """The head that `to_file` described; settings that older files lack keep their default."""
+        fields = {name: tensors[name] for name in cls.tensors}
+        fields |= {name: settings[name] for name in cls.settings if name in settings}
+        made: Self = cast(Any, cls)(**fields, **common)  # every head is a dataclass
+        return made
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
         """The same head for a subset of its classes, in the order given (ImageNet-R and -A keep 200 of 1000).
@@ -166,7 +186,7 @@ class LogitHead(ABC):
         return self._changed(provenance=record, **self._cooled(float(temperature)))
 
     def _changed(self, **fields: object) -> Self:
-        changed: Self = replace(cast(Any, self), **fields)  # every head is a dataclass
+        changed: Self = replace(cast(Any, self), **fields)
         return changed
 
     @property
@@ -174,15 +194,15 @@ class LogitHead(ABC):
         """Key that is equal for heads that share `prepare`; None for a head that shares nothing."""
         return None
 
-    def prepare(self, X: NDArray[np.floating]) -> object:
+    def prepare(self, X: Features) -> object:
         """The work on features (n, D) shared by the heads with the same `sharing`."""
         raise HeadError(f"{self.name} shares no work with other heads; use its logits")
 
-    def finish(self, prepared: Any) -> NDArray[np.float32]:
+    def finish(self, prepared: Any) -> Float32:
         """Logits (n, C) from the result of `prepare` of any head with the same `sharing`."""
         raise HeadError(f"{self.name} shares no work with other heads; use its logits")
 
-    def predict_index(self, X: Rows) -> NDArray[np.int64]:
+    def predict_index(self, X: Rows) -> Ints:
         """Class index (n,) of the largest logit, for arrays or a store's valid rows; ties go to the lower index."""
         return np.concatenate([logits.argmax(axis=1) for logits in self._all_logits(X)])
 
@@ -191,7 +211,7 @@ class LogitHead(ABC):
         index = self.predict_index(X)
         return index if self.classes is None else np.asarray(self.classes[index])
 
-    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
+    def predict_proba(self, X: Rows) -> Float32:
         """Softmax of the logits (n, C), for arrays or a store's valid rows."""
         return softmax(np.concatenate(list(self._all_logits(X))))
 
@@ -234,29 +254,20 @@ class LogitHead(ABC):
     def save(self, path: str | Path) -> Path:
         """Write the head to a safetensors file (atomically), which `heads.load` reads."""
         tensors, settings = self.to_file()
-        record = {
-            "kind": self.kind,
-            "name": self.name,
-            "classnames": list(self.classnames),
-            "provenance": self.provenance,
-            **settings,
-        }
+        record = {"kind": self.kind, "name": self.name, "classnames": list(self.classnames), **settings}
         if self.classes is not None:
             record["classes"] = _plain_labels(self.classes)
-        return write_head(path, tensors, record)
+        return write_head(path, tensors, record | {"provenance": self.provenance})
 
-    def _features(self, X: ArrayLike) -> NDArray[np.floating]:
+    def _features(self, X: ArrayLike) -> Features:
         """Features as an array (n, D), checked."""
         features = to_numpy(X)
         if features.ndim != 2:
             raise HeadError(f"head {self.name!r} takes features (n, {self.dim}), got {features.shape}")
-        if features.shape[1] != self.dim:
-            raise HeadError(
-                f"X has {features.shape[1]} features, but {self.name} is expecting {self.dim} features as input"
-            )
+        check_width(features, self.dim, self.name)
         return features
 
-    def _all_logits(self, X: Rows) -> Iterator[NDArray[np.float32]]:
+    def _all_logits(self, X: Rows) -> Iterator[Float32]:
         """Logits block by block; HeadError if they are not finite."""
         if is_store(X):
             self.check(X)
@@ -278,7 +289,7 @@ class LogitHead(ABC):
             yield logits
 
 
-def softmax(logits: NDArray[Float]) -> NDArray[Float]:
+def softmax(logits: NDArray[Number]) -> NDArray[Number]:
     """Probabilities (n, C) from logits, which are overwritten."""
     logits -= logits.max(axis=1, keepdims=True)
     np.exp(logits, out=logits)
@@ -286,7 +297,7 @@ def softmax(logits: NDArray[Float]) -> NDArray[Float]:
     return logits
 
 
-def decisions(logits: NDArray[Float]) -> NDArray[Float]:
+def decisions(logits: NDArray[Number]) -> NDArray[Number]:
     """Result of scikit-learn's `decision_function`: (n, C), or for two classes (n,), the second minus the first."""
     return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
@@ -294,8 +305,6 @@ def decisions(logits: NDArray[Float]) -> NDArray[Float]:
 def label_values(classes: Array) -> Array | None:
     """The label values (C,); None if they are the class indices.
 
-    Examples
-    --------
     >>> label_values(np.array([0, 1, 2])), label_values(np.array([1, 3]))
     (None, array([1, 3]))
     """
@@ -318,10 +327,7 @@ def as_head(value: object) -> LogitHead:
 def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitHead) -> NDArray[np.integer]:
     """Indices of the classes to keep, checked against the classes of a head.
 
-    Raises
-    ------
-    HeadError
-        For indices outside [0, C), repeated ones, or fewer than two.
+    HeadError for indices outside [0, C), repeated ones, or fewer than two.
     """
     index = np.asarray(class_subset)
     if index.ndim != 1 or index.dtype.kind not in "iu" or len(set(index.tolist())) != index.size or index.size < 2:

@@ -33,10 +33,7 @@ def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
     Row hashes of the splits in ``provenance`` become tensors ``seen.0``, ``seen.1``, ..., without duplicates; ``seen``
     in the record maps them to splits.
 
-    Raises
-    ------
-    OutputError
-        If the path is not a regular file, or the disk is full.
+    OutputError if the path is not a regular file, or the disk is full.
     """
     seen, places = _seen(record.get("provenance", {}))
     if seen:
@@ -52,10 +49,7 @@ def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
 def read_head(path: str | Path) -> tuple[Tensors, Json]:
     """Tensors and record of a file written by `write_head`.
 
-    Raises
-    ------
-    HeadError
-        If the file is missing, is not a safetensors file, or was not written by `write_head`.
+    HeadError if the file is missing, is not a safetensors file, or was not written by `write_head`.
     """
     try:
         check_regular(path)
@@ -74,7 +68,10 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
     head = metadata.get("head", "")
     if metadata.get("digest") not in (None, _digest(tensors, head)):  # None: a file of an earlier version
         raise HeadError(f"{path}: damaged, the content does not match the digest; fit the head again")
-    record = _record(head, path)
+    try:
+        record = check_record(json_value(head), {"kind": str, "seen": Json}, str(path))
+    except ValueError as error:
+        raise HeadError(f"{path}: its record cannot be read ({error}); fit the head again") from error
     seen = {name: tensors.pop(name) for name in list(tensors) if name.startswith(SEEN)}
     if places := record.pop("seen", {}):
         record["provenance"] = _with_rows(record.get("provenance", {}), places, seen, path)
@@ -119,13 +116,6 @@ def _hashes(rows: Array) -> Array:
     return np.unique(rows)
 
 
-def _record(head: str, path: str | Path) -> Json:
-    try:
-        return check_record(json_value(head), {"kind": str, "seen": Json}, str(path))
-    except ValueError as error:
-        raise HeadError(f"{path}: its record cannot be read ({error}); fit the head again") from error
-
-
 def _digest(tensors: Tensors, head: str) -> str:
     """xxh3-128 digest of the record, and of each array with its name, dtype and shape."""
     digest = xxhash.xxh3_128(head.encode())
@@ -139,17 +129,14 @@ def _digest(tensors: Tensors, head: str) -> str:
 def check_tensors(tensors: Tensors, shapes: Mapping[str, str], sizes: Mapping[str, int], where: str) -> None:
     """Check the types and shapes of tensors.
 
+    ValueError naming the tensor, and what was expected.
+
     Parameters
     ----------
     shapes
         For each tensor a letter for the type, ``f`` (float) or ``i`` (class index, below `MAX_CLASSES`), and one letter
         for each axis, as in ``weights: fCD``. Equal letters mean equal sizes.
     sizes : known sizes of letters
-
-    Raises
-    ------
-    ValueError
-        Naming the tensor, and what was expected.
     """
     known = dict(sizes)
     for name, form in shapes.items():

@@ -24,15 +24,7 @@ from heads.rows.samples import Array
 
 KINDS: dict[str, type[LogitHead]] = {
     kind.kind: kind
-    for kind in (
-        LinearHead,
-        KNNHead,
-        TipAdapterHead,
-        AttentiveHead,
-        MultiLabelHead,
-        TransductiveHead,
-        ProjectedHead,
-    )
+    for kind in (LinearHead, KNNHead, TipAdapterHead, AttentiveHead, MultiLabelHead, TransductiveHead, ProjectedHead)
 }
 """Class of each kind of head in a file."""
 

@@ -14,13 +14,13 @@ from featcache.parameters import Count, NotNegative, OneOf, Positive
 from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Array, Features, to_numpy
+from heads.rows.samples import Array, Features, Float, Float32, Ints, to_numpy
 from heads.search import INDEXES, NeighbourIndex
 
 FLOOR = 1e-8
 """Added to every vote share before the logarithm: a class without a vote costs 18.42 nats, as in `nll_capped`."""
 
-Neighbours = tuple[NDArray[np.floating], NDArray[np.int64]]
+Neighbours = tuple[Features, Ints]
 
 
 class NeighbourBank:
@@ -40,12 +40,7 @@ class NeighbourBank:
     """
 
     def __init__(
-        self,
-        features: Features | torch.Tensor,
-        labels: NDArray[np.int64],
-        index: str,
-        depth: int,
-        probes: int | None = None,
+        self, features: Features | torch.Tensor, labels: Ints, index: str, depth: int, probes: int | None = None
     ) -> None:
         self.features, self.labels, self.index, self.depth, self.probes = features, labels, index, depth, probes
         further = {} if probes is None else {"probes": probes}
@@ -81,7 +76,6 @@ class KNNHead(LogitHead):
     bank : the rows
     n_neighbors, temperature : k and T of the vote
     columns : (C,) class indices in the bank of `classnames`
-    classes : (C,) label values that `predict` returns; None for class indices
     scale : factor on the log vote shares, the inverse of a calibration temperature
     floor : added to the share of every class
     """
@@ -100,7 +94,7 @@ class KNNHead(LogitHead):
     bank: NeighbourBank
     n_neighbors: int
     temperature: float
-    columns: NDArray[np.int64]
+    columns: Ints
     classnames: tuple[str, ...]
     name: str = "knn"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
@@ -113,7 +107,7 @@ class KNNHead(LogitHead):
         """Feature dimension D."""
         return int(self.bank.features.shape[1])
 
-    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, C): ``scale log(share + floor)`` of the vote."""
         return self.finish(self.bank.neighbours(self._features(X), self.n_neighbors))
 
@@ -122,15 +116,15 @@ class KNNHead(LogitHead):
         """Heads of one bank share the search."""
         return id(self.bank)
 
-    def prepare(self, X: NDArray[np.floating]) -> Neighbours:
+    def prepare(self, X: Features) -> Neighbours:
         """The `depth` nearest neighbours, enough for every head of the bank."""
         return self.bank.neighbours(self._features(X), self.bank.depth)
 
-    def finish(self, prepared: Neighbours) -> NDArray[np.float32]:
+    def finish(self, prepared: Neighbours) -> Float32:
         """Logits (n, C) from neighbours (n, >= k)."""
         return (self.scale * np.log(self.shares(prepared) + self.floor)).astype(np.float32)
 
-    def shares(self, prepared: Neighbours) -> NDArray[np.float64]:
+    def shares(self, prepared: Neighbours) -> Float:
         """Vote shares (n, C) from neighbours (n, >= k)."""
         cosines, labels = prepared[0][:, : self.n_neighbors], prepared[1][:, : self.n_neighbors]
         shares = vote(cosines, labels, self.temperature, int(self.columns.max()) + 1)[:, self.columns]
@@ -160,13 +154,9 @@ class KNNHead(LogitHead):
         return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **older, **common)
 
 
-def vote(
-    cosines: NDArray[np.floating], labels: NDArray[np.int64], temperature: float, n_classes: int
-) -> NDArray[np.float64]:
+def vote(cosines: Features, labels: Ints, temperature: float, n_classes: int) -> Float:
     """Vote shares (n, C'): each neighbour has ``exp(cosine / temperature)`` votes for its class.
 
-    Examples
-    --------
     >>> vote(np.array([[0.9, 0.9, 0.5]]), np.array([[0, 1, 1]]), temperature=0.07, n_classes=2).round(3).tolist()
     [[0.499, 0.501]]
     """
@@ -176,5 +166,5 @@ def vote(
     cells = np.arange(len(labels))[:, None] * width + labels
     votes = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=len(labels) * width)
     total = weights.sum(axis=1, keepdims=True)
-    shares: NDArray[np.float64] = votes.reshape(-1, width) / np.where(total == 0, 1.0, total)  # NaN makes all NaN
+    shares: Float = votes.reshape(-1, width) / np.where(total == 0, 1.0, total)  # NaN makes all NaN
     return shares

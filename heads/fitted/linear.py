@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Self, Unpack, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
-from heads.fitted.base import Common, LogitHead, as_head, decisions
-from heads.fitted.file_format import Tensors
-from heads.fitted.provenance import Json, Provenance
+from heads.fitted.base import LogitHead, as_head, decisions
+from heads.fitted.provenance import Provenance
 from heads.rows.class_lists import class_difference
-from heads.rows.samples import Array, Rows, to_numpy
+from heads.rows.samples import Array, Features, Float32, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +47,8 @@ class LinearHead(LogitHead):
     settings: ClassVar[Mapping[str, object]] = {"alpha": float | None, "absent": list[int]}
     tensors: ClassVar[Mapping[str, str]] = {"weights": "fCD", "bias": "fC"}
 
-    weights: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    weights: Float32
+    bias: Float32
     classnames: tuple[str, ...]
     name: str = "linear"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
@@ -60,8 +59,7 @@ class LinearHead(LogitHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("weights", "bias"):
-            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(vars(self)[key]), np.float32))
+        self._narrow("weights", "bias")
         object.__setattr__(self, "classnames", tuple(self.classnames))
         object.__setattr__(self, "absent", tuple(map(int, self.absent)))
         classes = len(self.classnames)
@@ -81,12 +79,12 @@ class LinearHead(LogitHead):
         return int(self.weights.shape[1])
 
     @property
-    def coef_(self) -> NDArray[np.float32]:
+    def coef_(self) -> Float32:
         """scikit-learn's name for `weights` (C, D); probabilities are ``softmax(X @ coef_.T + intercept_)``."""
         return self.weights
 
     @property
-    def intercept_(self) -> NDArray[np.float32]:
+    def intercept_(self) -> Float32:
         """scikit-learn's name for `bias` (C,)."""
         return self.bias
 
@@ -101,11 +99,11 @@ class LinearHead(LogitHead):
         """
         return linear_layer(self.weights, self.bias)
 
-    def decision_function(self, X: Rows) -> NDArray[np.floating]:
+    def decision_function(self, X: Rows) -> Features:
         """Logits (N, C); for two classes (N,), the second minus the first, as in scikit-learn."""
         return decisions(np.concatenate(list(self._all_logits(X))))
 
-    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, C) of features (n, D), as float32."""
         return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
 
@@ -114,13 +112,13 @@ class LinearHead(LogitHead):
         """Interpolations of the same two heads share two products, since logits interpolate as weights do."""
         return None if self.parents is None or self.alpha is None else (id(self.parents[0]), id(self.parents[1]))
 
-    def prepare(self, X: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def prepare(self, X: Features) -> tuple[Float32, Float32]:
         """Logits of the first parent, and their difference to those of the second."""
         first, second = self.parents or (self, self)
         base = first.logits(X)
         return base, second.logits(X) - base
 
-    def finish(self, prepared: tuple[NDArray[np.float32], NDArray[np.float32]]) -> NDArray[np.float32]:
+    def finish(self, prepared: tuple[Float32, Float32]) -> Float32:
         """Logits of the first parent plus alpha times the difference."""
         base, step = prepared
         return base + np.float32(self.alpha or 0.0) * step
@@ -140,18 +138,8 @@ class LinearHead(LogitHead):
         parents = self.parents and tuple(parent.with_temperature(temperature) for parent in self.parents)
         return {"weights": self.weights / divisor[:, None], "bias": self.bias / divisor, "parents": parents}
 
-    def to_file(self) -> tuple[Tensors, Json]:
-        """Weights and bias; the interpolation coefficient and the missing classes."""
-        return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha, "absent": list(self.absent)}
 
-    @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
-        """The head of `to_file`; an interpolation loses its parents."""
-        absent = tuple(settings.get("absent", ()))  # older files lack it
-        return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)
-
-
-def linear_layer(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> torch.nn.Linear:
+def linear_layer(weights: Float32, bias: Float32) -> torch.nn.Linear:
     """A layer (D to C) on the CPU with copies of weights (C, D) and bias (C,)."""
     import torch
 
@@ -165,8 +153,6 @@ def linear_layer(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> tor
 def positions_among(absent: tuple[int, ...], index: NDArray[np.integer]) -> tuple[int, ...]:
     """Positions in `index` of the missing classes.
 
-    Examples
-    --------
     >>> positions_among((3, 5), np.array([5, 0, 3]))
     (0, 2)
     """
@@ -176,10 +162,7 @@ def positions_among(absent: tuple[int, ...], index: NDArray[np.integer]) -> tupl
 def as_linear(value: object) -> LinearHead:
     """The `LinearHead` of a fitted linear estimator, or the head itself.
 
-    Raises
-    ------
-    HeadError
-        For anything but a fitted linear head.
+    HeadError for anything but a fitted linear head.
     """
     return cast(LinearHead, as_head(value).linear())  # other heads refuse
 

@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heads.fitted.linear import LinearHead
-
-Float = NDArray[np.float64]
+from heads.rows.samples import Float, Mask
 
 ABSENT = -1e4
 """Logit of a missing class, which makes its probability zero in any precision."""
 
 
-def absences(heads: Sequence[LinearHead]) -> NDArray[np.bool_]:
+def absences(heads: Sequence[LinearHead]) -> Mask:
     """Mask (M, C) of the missing classes of M heads."""
     found = np.zeros((len(heads), len(heads[0].classnames)), bool)
     for row, head in zip(found, heads, strict=True):
@@ -29,7 +27,7 @@ def absences(heads: Sequence[LinearHead]) -> NDArray[np.bool_]:
     return found
 
 
-def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[float] | Float | None = None) -> Float:
+def known_by_others(tables: Float, absent: Mask, votes: Sequence[float] | Float | None = None) -> Float:
     """Tables of M heads, with the missing classes of each filled in from the heads that know them.
 
     With K_j the classes that head j knows, ``T_m[c]`` becomes the mean over the heads j that know c of
@@ -42,8 +40,6 @@ def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[fl
     absent : (M, C)
     votes : (M,) weights of the mean; None, or no positive weight among the heads that know a class, weighs them equally
 
-    Examples
-    --------
     >>> logits = np.array([[5.0, 6.0, -1e4], [0.0, 1.0, 2.0]])   # the first head never saw class 2
     >>> known_by_others(logits, np.array([[False, False, True], [False] * 3])).tolist()
     [[5.0, 6.0, 7.0], [0.0, 1.0, 2.0]]
@@ -71,8 +67,6 @@ def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[fl
 def without_opinion(head: LinearHead) -> LinearHead:
     """The head as a prior: missing classes get the mean weights and bias of the other classes.
 
-    Examples
-    --------
     >>> head = LinearHead(np.eye(3), np.array([0.0, 1.0, ABSENT]), ("ant", "bee", "cow"), absent=(2,))
     >>> prior = without_opinion(head)
     >>> prior.weights[2].tolist(), float(prior.bias[2])

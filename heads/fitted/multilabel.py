@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from heads.fitted.linear import linear_layer, positions_among
 from heads.fitted.provenance import Json, Provenance
 from heads.kernels.ranking import Decisions
 from heads.rows.multilabel import TargetsLike, as_multilabel
-from heads.rows.samples import Rows, to_numpy
+from heads.rows.samples import Float, Float32, Rows, to_numpy
 
 if TYPE_CHECKING:
     import torch
@@ -49,18 +49,17 @@ class MultiLabelHead(LogitHead):
     tensors: ClassVar[Mapping[str, str]] = {"weights": "fCD", "bias": "fC", "thresholds": "fC"}
     multilabel: ClassVar[bool] = True
 
-    weights: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    weights: Float32
+    bias: Float32
     classnames: tuple[str, ...]
-    thresholds: NDArray[np.float64] | None = None
+    thresholds: Float | None = None
     name: str = "multilabel"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
     absent: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("weights", "bias"):
-            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(vars(self)[key]), np.float32))
+        self._narrow("weights", "bias")
         given = np.zeros(len(self.bias)) if self.thresholds is None else to_numpy(self.thresholds)
         object.__setattr__(self, "thresholds", np.ascontiguousarray(given, np.float64))
         object.__setattr__(self, "classnames", tuple(self.classnames))
@@ -75,7 +74,7 @@ class MultiLabelHead(LogitHead):
             raise HeadError(f"head {self.name!r} has NaN or infinite weights; fit it again on finite features")
 
     @property
-    def cuts(self) -> NDArray[np.float64]:
+    def cuts(self) -> Float:
         """`thresholds` as an array, for the type checker."""
         return np.asarray(self.thresholds)
 
@@ -84,11 +83,11 @@ class MultiLabelHead(LogitHead):
         """Feature width D."""
         return int(self.weights.shape[1])
 
-    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, L) of features (n, D), as float32."""
         return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
 
-    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
+    def predict_proba(self, X: Rows) -> Float32:
         """Sigmoids of the logits (n, L), for arrays or a store's valid rows."""
         return sigmoid(np.concatenate(list(self._all_logits(X))))
 
@@ -116,21 +115,12 @@ class MultiLabelHead(LogitHead):
         return linear_layer(self.weights, self.bias)
 
     def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
-        absent = positions_among(self.absent, index)
-        return {
-            "weights": self.weights[index],
-            "bias": self.bias[index],
-            "thresholds": self.cuts[index],
-            "absent": absent,
-        }
+        kept = {name: vars(self)[name][index] for name in ("weights", "bias", "thresholds")}
+        return {**kept, "absent": positions_among(self.absent, index)}
 
     def _cooled(self, temperature: float) -> dict[str, object]:
         divisor = np.float32(temperature)  # thresholds are divided too, so that predictions stay the same
-        return {
-            "weights": self.weights / divisor,
-            "bias": self.bias / divisor,
-            "thresholds": self.cuts / temperature,
-        }
+        return {"weights": self.weights / divisor, "bias": self.bias / divisor, "thresholds": self.cuts / temperature}
 
     def with_thresholds(self, thresholds: ArrayLike) -> MultiLabelHead:
         """The same head with other thresholds (L,), in logits."""
@@ -138,32 +128,22 @@ class MultiLabelHead(LogitHead):
 
     def to_file(self) -> tuple[Tensors, Json]:
         """Weights, bias and thresholds; infinite thresholds are listed, because files hold finite numbers."""
-        never = np.flatnonzero(np.isinf(self.cuts))
-        tensors: Tensors = {
-            "weights": self.weights,
-            "bias": self.bias,
-            "thresholds": np.nan_to_num(self.cuts, posinf=0.0),
-        }
-        return tensors, {"absent": list(self.absent), "never": never.tolist()}
+        never = np.flatnonzero(np.isinf(self.cuts)).tolist()
+        finite = np.nan_to_num(self.cuts, posinf=0.0)
+        tensors: Tensors = {"weights": self.weights, "bias": self.bias, "thresholds": finite}
+        return tensors, {"absent": list(self.absent), "never": never}
 
     @classmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`."""
         thresholds = np.array(tensors["thresholds"], np.float64)
         thresholds[list(settings.get("never", ()))] = np.inf
-        name, classnames, provenance = common["name"], common["classnames"], common["provenance"]
-        return cls(
-            tensors["weights"],
-            tensors["bias"],
-            thresholds=thresholds,
-            absent=tuple(settings.get("absent", ())),
-            name=name,
-            classnames=classnames,
-            provenance=provenance,
-        )
+        fields: Any = {name: value for name, value in common.items() if name != "classes"}  # targets have no labels
+        absent = tuple(settings.get("absent", ()))
+        return cls(tensors["weights"], tensors["bias"], thresholds=thresholds, absent=absent, **fields)
 
 
-def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def sigmoid(logits: Float32) -> Float32:
     """Probabilities from logits, which are overwritten."""
     with np.errstate(over="ignore"):
         np.exp(np.negative(logits, out=logits), out=logits)

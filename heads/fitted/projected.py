@@ -14,9 +14,7 @@ from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import Array
-
-Float32 = NDArray[np.float32]
+from heads.rows.samples import Array, Float32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,10 +25,7 @@ class ProjectedHead(LogitHead):
     ----------
     projection : (W, D) float32, for features of width W
     base : linear head over `classnames` in the text space, of width D
-    classes : (C,) label values that `predict` returns; None for class indices
 
-    Examples
-    --------
     >>> base = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
     >>> head = ProjectedHead(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), base, ("cat", "dog"))
     >>> head.logits([[3.0, 2.0, 2.0]]).round(4)
@@ -50,7 +45,7 @@ class ProjectedHead(LogitHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "projection", np.ascontiguousarray(self.projection, np.float32))
+        self._narrow("projection")
 
     @property
     def dim(self) -> int:

@@ -6,10 +6,12 @@ with its text tower. For a head fitted on arrays only the shape is checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featcache import __version__
 from featcache.errors import MismatchError
@@ -18,11 +20,10 @@ from featcache.store.key import Json as Json
 from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
 from heads.rows.class_lists import class_difference
 from heads.rows.hashes import Hashes, are_in, column_of, group_hashes, hash_set
-from heads.rows.samples import is_multilabel, is_table
+from heads.rows.samples import Mask, is_multilabel, is_table
 
 ROLES = ("fitted_on", "chosen_on")
 """Keys of a `Provenance` that list splits."""
-
 
 _KINDS: dict[str, object] = {
     "head": str | None,
@@ -36,6 +37,7 @@ _KINDS: dict[str, object] = {
     "featcache": str | None,
 }
 """Types of the known keys of a `Provenance`."""
+_EMPTY: dict[str, Callable[[], object]] = {"params": Json, "fitted_on": list, "chosen_on": list}
 
 
 class SplitRecord(Json):
@@ -47,8 +49,6 @@ class SplitRecord(Json):
         Ascending hashes of the rows and, if a fit held out groups of a metadata column (``grouped_by``), of the groups.
         None if unknown: for arrays, streams without hashes, and heads of earlier versions.
 
-    Examples
-    --------
     >>> SplitRecord({"name": "pets", "split": "train"}, np.array([3, 8], np.uint64))
     {'name': 'pets', 'split': 'train'}
     """
@@ -57,20 +57,11 @@ class SplitRecord(Json):
         super().__init__(record)
         self.rows = rows
 
-    def joined(self, other: Json) -> SplitRecord:
-        """The record with the rows of another record of the same split added."""
-        theirs = rows_of(other)
-        if self.rows is None or theirs is None:
-            return SplitRecord(self, theirs if self.rows is None else self.rows)
-        return SplitRecord(self, self.rows if theirs is self.rows else np.union1d(self.rows, theirs))
-
-    def holds(self, store: FeatureTable) -> NDArray[np.bool_]:
+    def holds(self, store: FeatureTable) -> Mask:
         """Mask (N,) of the valid rows of a store that belong to this split, or to one of its groups."""
-        found = np.zeros(len(store), bool)
         if self.rows is None:
-            return found
-        if store.row_hashes is not None:
-            found |= are_in(store.row_hashes, self.rows)
+            return np.zeros(len(store), bool)
+        found = np.zeros(len(store), bool) if store.row_hashes is None else are_in(store.row_hashes, self.rows)
         column = str(self.get("grouped_by"))
         if "grouped_by" in self and column in store.metadata:
             found |= are_in(group_hashes(column, store.metadata[column]), self.rows)
@@ -82,14 +73,29 @@ class Provenance(Json):
 
     Methods return new records. Missing keys (of a head made by hand, or an older file) read as None or empty.
 
-    Examples
-    --------
     >>> record = Provenance(head="ridge", params={"alpha": 1.0})
     >>> record.params, record.fitted_on, record["params"]
     ({'alpha': 1.0}, [], {'alpha': 1.0})
     >>> record.with_params(folds=5)
     {'head': 'ridge', 'params': {'alpha': 1.0, 'folds': 5}}
     """
+
+    head: str | None
+    """Kind of head."""
+    params: Json
+    """Hyper-parameters, and how they were chosen."""
+    encoder_key: str | None
+    """Image encoder that the head belongs to."""
+    text_digest: str | None
+    """Text tower that the head belongs to."""
+    encoder: Json | None
+    """Name of the encoder and how to load it; see `encoder_record`."""
+    fitted_on: list[Json]
+    """Splits that the head, or one of its parents, was fitted on; see `split_id`."""
+    chosen_on: list[Json]
+    """Splits on which the head, or one of its parents, was chosen."""
+    featcache: str | None
+    """Version of featcache that wrote the record."""
 
     @classmethod
     def of_fit(
@@ -121,7 +127,7 @@ class Provenance(Json):
     def checked(cls, record: object, where: str) -> Provenance:
         """A record read from a file; ValueError if a known key has the wrong type."""
         known = check_record(record, _KINDS, where)
-        for key in ("fitted_on", "chosen_on"):
+        for key in ROLES:
             for entry in known.get(key) or ():
                 check_record(entry, {"name": str | None, "split": str | None}, f"{where}: {key}")
         encoder = known.get("encoder") or {}
@@ -132,45 +138,10 @@ class Provenance(Json):
             check_record(source, kinds, f"{where}: encoder", ("model", "pretrained"))
         return cls(known)
 
-    @property
-    def head(self) -> str | None:
-        """Kind of head."""
-        return self.get("head")
-
-    @property
-    def params(self) -> Json:
-        """Hyper-parameters, and how they were chosen."""
-        return self.get("params") or {}
-
-    @property
-    def encoder_key(self) -> str | None:
-        """Image encoder that the head belongs to."""
-        return self.get("encoder_key")
-
-    @property
-    def text_digest(self) -> str | None:
-        """Text tower that the head belongs to."""
-        return self.get("text_digest")
-
-    @property
-    def encoder(self) -> Json | None:
-        """Name of the encoder and how to load it; see `encoder_record`."""
-        return self.get("encoder")
-
-    @property
-    def fitted_on(self) -> list[Json]:
-        """Splits that the head, or one of its parents, was fitted on; see `split_id`."""
-        return self.get("fitted_on") or []
-
-    @property
-    def chosen_on(self) -> list[Json]:
-        """Splits on which the head, or one of its parents, was chosen."""
-        return self.get("chosen_on") or []
-
-    @property
-    def featcache(self) -> str | None:
-        """Version of featcache that wrote the record."""
-        return self.get("featcache")
+    def __getattr__(self, name: str) -> Any:
+        if name not in _KINDS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.get(name) or _EMPTY.get(name, lambda: None)()
 
     def but(self, **changes: object) -> Provenance:
         """The record with some keys replaced."""
@@ -198,8 +169,6 @@ class Provenance(Json):
     def was_fitted_on(self, source: FeatureSource) -> bool:
         """Whether the head, or one of its parents, was fitted on this split.
 
-        Examples
-        --------
         >>> from heads import RowStream
         >>> stream = RowStream(list, dim=2, classnames=("cat", "dog"), name="rows", split="val")
         >>> texts = {"name": "texts", "split": None, "dataset_key": None}   # of a zero-shot head
@@ -218,10 +187,7 @@ class Provenance(Json):
 def check_encoder(head: str, provenance: Provenance, dim: int, store: Encoded) -> None:
     """Refuse a store of another encoder, another text tower or another width.
 
-    Raises
-    ------
-    MismatchError
-        With both identities and what to do.
+    MismatchError with both identities and what to do.
     """
     fitted, text, paired = provenance.encoder_key, provenance.text_digest, store.text_digests
     if fitted is not None and fitted != store.encoder_key:
@@ -243,30 +209,22 @@ def check_encoder(head: str, provenance: Provenance, dim: int, store: Encoded) -
 
 
 def check_labelling(head: str, store: Encoded, *, multilabel: bool) -> None:
-    """Refuse a multi-label store for a single-label head, and vice versa.
-
-    Raises
-    ------
-    MismatchError
-        Saying which is which.
-    """
+    """Refuse a multi-label store for a single-label head, and vice versa. MismatchError saying which is which."""
     theirs = is_multilabel(store)
-    if theirs != multilabel:
-        kinds = "takes one label per row", "is multi-label"
-        remedy = "fit a multilabel head" if theirs else "fit a head of one label per row"
-        raise MismatchError(
-            f"{head} {kinds[multilabel]}, but {store.name!r} {'is multi-label' if theirs else 'has one label per row'}"
-            f"; {remedy} (such as {'multilabel_logistic' if theirs else 'logistic'}) for this store"
-        )
+    if theirs == multilabel:
+        return
+    takes, has, remedy = (
+        ("takes one label per row", "is multi-label", "fit a multilabel head (such as multilabel_logistic)")
+        if theirs
+        else ("is multi-label", "has one label per row", "fit a head of one label per row (such as logistic)")
+    )
+    raise MismatchError(f"{head} {takes}, but {store.name!r} {has}; {remedy} for this store")
 
 
 def check_classes(classnames: Sequence[str], store: Encoded, head: str = "head") -> None:
     """Refuse a store whose class list differs in names or order.
 
-    Raises
-    ------
-    MismatchError
-        With the first difference; suggests `class_subset` if the store's classes are a subset.
+    MismatchError with the first difference; suggests `class_subset` if the store's classes are a subset.
     """
     theirs = tuple(store.classnames)
     if tuple(classnames) == theirs:
@@ -320,12 +278,7 @@ def split_id(store: FeatureSource, groups: ArrayLike | None = None) -> SplitReco
 
     If `groups` of the valid rows are a metadata column of the store, its name and its hashes are recorded, too.
     """
-    identity: Json = {
-        "name": store.name,
-        "split": store.split,
-        "dataset_key": store.dataset_key,
-        "labels_digest": store.labels_digest,
-    }
+    identity: Json = {key: getattr(store, key) for key in ("name", "split", "dataset_key", "labels_digest")}
     if store.view_id is not None:  # augmented views of the split's samples: the same split, but other rows
         identity["view"] = store.view_id
     if store.sample is not None:
@@ -362,18 +315,18 @@ def same_split(entry: Json, store: FeatureSource) -> bool:
 def merged(*lists: Iterable[Json]) -> list[Json]:
     """The entries of all lists in order, without duplicates.
 
-    Examples
-    --------
     >>> merged([{"name": "a"}], [{"name": "b"}, {"name": "a"}])
     [{'name': 'a'}, {'name': 'b'}]
     """
     found: list[Json] = []
-    for entries in lists:
-        for entry in entries:
-            record = SplitRecord(entry, rows_of(entry))
-            if entry in found:
-                place = found.index(entry)
-                found[place] = record.joined(found[place])
-            else:
-                found.append(record)
+    for entry in chain(*lists):
+        rows = rows_of(entry)
+        if entry not in found:
+            found.append(SplitRecord(entry, rows))
+            continue
+        place = found.index(entry)
+        others = rows_of(found[place])
+        if rows is not None and others is not None and rows is not others:
+            rows = np.union1d(rows, others)
+        found[place] = SplitRecord(entry, others if rows is None else rows)
     return found

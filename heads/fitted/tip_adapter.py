@@ -16,9 +16,7 @@ from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import Array
-
-Float32 = NDArray[np.float32]
+from heads.rows.samples import Array, Features, Float32, Ints, Mask
 
 QUERY_ROWS = 256
 """Queries at a time: 256 x 16,000 affinities are 16 MiB."""
@@ -35,19 +33,17 @@ class KeyBank:
     free : whether to keep the norms of the rows (trained keys) instead of normalising them
     """
 
-    def __init__(
-        self, features: NDArray[np.floating], labels: NDArray[np.int64], n_classes: int, free: bool = False
-    ) -> None:
+    def __init__(self, features: Features, labels: Ints, n_classes: int, free: bool = False) -> None:
         order = np.argsort(labels, kind="stable")
         self.features, self.labels, self.n_classes, self.free = features[order], labels[order], n_classes, free
         self._rows = self.features.astype(np.float32, copy=False) if free else unit_rows(self.features)
         self._classes, self._starts = np.unique(self.labels, return_index=True)
 
-    def affinities(self, X: NDArray[np.floating]) -> Float32:
+    def affinities(self, X: Features) -> Float32:
         """Cosines minus one, (n, M)."""
         return np.asarray(unit_rows(X) @ self._rows.T - np.float32(1.0))
 
-    def votes(self, affinities: Float32, beta: float, kept: NDArray[np.bool_] | None = None) -> Float32:
+    def votes(self, affinities: Float32, beta: float, kept: Mask | None = None) -> Float32:
         """Sum of ``exp(beta (cosine - 1))`` over the keys of each class, (n, C); `kept` (n, M) masks keys."""
         weights = np.exp(np.float32(beta) * affinities)
         if kept is not None:
@@ -82,7 +78,6 @@ class TipAdapterHead(LogitHead):
     bank : labelled rows
     strength, sharpness : alpha and beta of the paper
     columns : (C,) class indices in the bank of `classnames`
-    classes : (C,) label values that `predict` returns; None for class indices
     """
 
     kind: ClassVar[str] = "tip_adapter"
@@ -104,7 +99,7 @@ class TipAdapterHead(LogitHead):
     bank: KeyBank
     strength: float
     sharpness: float
-    columns: NDArray[np.int64]
+    columns: Ints
     classnames: tuple[str, ...]
     name: str = "tip_adapter"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
@@ -127,7 +122,7 @@ class TipAdapterHead(LogitHead):
         """Heads with the same bank and base share affinities and base logits."""
         return id(self.bank), id(self.base)
 
-    def prepare(self, X: NDArray[np.floating]) -> Near:
+    def prepare(self, X: Features) -> Near:
         """Base logits and affinities."""
         features = self._features(X)
         return Near(self.base.logits(features), self.bank.affinities(features))

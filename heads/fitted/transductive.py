@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Self, Unpack
+from typing import ClassVar
 
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.fitted.base import Common, LogitHead
-from heads.fitted.file_format import Tensors
-from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Array
-
-Float32 = NDArray[np.float32]
+from heads.fitted.base import LogitHead
+from heads.fitted.provenance import Provenance
+from heads.rows.samples import Array, Features, Float32
 
 PROTOCOL = "transductive"
 
@@ -30,14 +27,13 @@ class TransductiveHead(LogitHead):
     ----------
     features : (N, D), kept and saved in their dtype
     table : (N, C) float32, logits of the rows
-    classes : (C,) label values that `predict` returns; None for class indices
     """
 
     kind: ClassVar[str] = "transductive"
     settings: ClassVar[Mapping[str, object]] = {}
     tensors: ClassVar[Mapping[str, str]] = {"features": "fND", "table": "fNC"}
 
-    features: NDArray[np.floating]
+    features: Features
     table: Float32
     classnames: tuple[str, ...]
     name: str = "transductive"
@@ -56,10 +52,7 @@ class TransductiveHead(LogitHead):
     def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, C), float32; NaN for rows that are not finite.
 
-        Raises
-        ------
-        HeadError
-            For a row that the head did not adapt to.
+        HeadError for a row that the head did not adapt to.
         """
         features = self._features(X)
         finite = np.isfinite(features).all(axis=1)
@@ -81,17 +74,8 @@ class TransductiveHead(LogitHead):
     def _cooled(self, temperature: float) -> dict[str, object]:
         return {"table": self.table / np.float32(temperature)}
 
-    def to_file(self) -> tuple[Tensors, Json]:
-        """Rows and logits, so that the file does not need the store."""
-        return {"features": self.features, "table": self.table}, {}
 
-    @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
-        """The head of `to_file`."""
-        return cls(tensors["features"], tensors["table"], **common)
-
-
-def _keys(features: NDArray[np.floating]) -> list[int]:
+def _keys(features: Features) -> list[int]:
     """Hash of each row's values, the same in every dtype that represents them exactly."""
     rows = np.ascontiguousarray(features, np.float32) + np.float32(0.0)  # no negative zeros
     return [xxhash.xxh3_64_intdigest(row) for row in rows]

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heads.rows.in_memory import ResidentStore
-from heads.rows.samples import Block, Samples, is_on_device, to_numpy
+from heads.rows.samples import Mask, Samples, is_on_device
 
 
 def device_rows(samples: Samples) -> tuple[Tensor, Tensor] | None:
     """Features (N, D) and class indices (N,) on their device; None for rows on the host, and for a stream.
 
-    Examples
-    --------
     >>> from heads.rows.samples import as_samples
     >>> device_rows(as_samples(np.eye(2), [0, 1])) is None
     True
@@ -33,11 +31,9 @@ def device_rows(samples: Samples) -> tuple[Tensor, Tensor] | None:
     return (features, torch.from_numpy(labels).to(features.device)) if is_on_device(features) else None
 
 
-def chosen_rows(rows: tuple[Tensor, Tensor], where: NDArray[np.bool_] | NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+def chosen_rows(rows: tuple[Tensor, Tensor], where: Mask | NDArray[np.integer]) -> tuple[Tensor, Tensor]:
     """Some rows, by a mask (N,) or by their numbers, on the device.
 
-    Examples
-    --------
     >>> X, y = chosen_rows((torch.eye(3), torch.arange(3)), np.array([False, True, True]))
     >>> X.argmax(dim=1).tolist(), y.tolist()
     ([1, 2], [1, 2])
@@ -45,9 +41,3 @@ def chosen_rows(rows: tuple[Tensor, Tensor], where: NDArray[np.bool_] | NDArray[
     features, labels = rows
     numbers = torch.from_numpy(np.flatnonzero(where) if where.dtype == bool else where).to(features.device)
     return features[numbers], labels[numbers]
-
-
-def rows_on_host(rows: tuple[Tensor, Tensor], where: NDArray[np.integer]) -> Block:
-    """Some rows as arrays."""
-    features, labels = chosen_rows(rows, where)
-    return to_numpy(features), to_numpy(labels)

@@ -9,19 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
-from featcache.store.protocol import Block, Derived, FeatureTable, VisualProjection
+from featcache.store.protocol import Block, Derived, FeatureTable, of_origin
 from featcache.store.reading.tokens import block_rows, feature_shape, tokens_of
-from heads.rows.samples import Array, to_numpy
+from heads.rows.samples import Array, Ints, to_numpy
 
 
 def draw_shots(
     labels: ArrayLike, shots: int, seed: int = 0, *, n_classes: int | None = None, allow_fewer: bool = False
-) -> NDArray[np.int64]:
+) -> Ints:
     """Rows (k C,) of `shots` samples of every class, without replacement, class after class.
 
     Each class is shuffled by its own generator, seeded by (seed, class), and the first `shots` are taken. So the draw
     of a class does not depend on the other classes, and draws of one seed are nested: those of 4 shots are among those
     of 8.
+
+    HeadError if classes have fewer rows than `shots` (naming some), or `shots` is below 1.
 
     Parameters
     ----------
@@ -33,13 +35,6 @@ def draw_shots(
     n_classes : C; None is the largest label plus one
     allow_fewer : take all rows of classes with fewer; classes without rows stay out
 
-    Raises
-    ------
-    HeadError
-        If classes have fewer rows than `shots` (naming some), or `shots` is below 1.
-
-    Examples
-    --------
     >>> labels = np.array([0, 1, 0, 1, 0, 1, 0, 1])
     >>> two = draw_shots(labels, 2, seed=3)
     >>> labels[two].tolist(), set(draw_shots(labels, 1, seed=3)) <= set(two)
@@ -86,9 +81,12 @@ class FewShotStore(Derived):
     """
 
     store: FeatureTable
-    rows: NDArray[np.int64]
+    rows: Ints
     sample: Mapping[str, object] | None = None
     grouped_by: str | None = None
+
+    view_id = of_origin("view_id")
+    visual_projection = of_origin("visual_projection")
 
     @property
     def origin(self) -> FeatureTable:
@@ -104,7 +102,7 @@ class FewShotStore(Derived):
         return tokens_of(self.store)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> Ints:
         """Labels (n,)."""
         return self.store.labels[self.rows]
 
@@ -132,21 +130,11 @@ class FewShotStore(Derived):
         return {column: values[self.rows] for column, values in self.store.metadata.items()}
 
     @property
-    def groups(self) -> NDArray[np.int64] | None:
+    def groups(self) -> Ints | None:
         """Group of each row (n,), or None."""
         if self.grouped_by is None:
             return None
         return np.unique(self.metadata[self.grouped_by].astype(str), return_inverse=True)[1]
-
-    @property
-    def view_id(self) -> str | None:
-        """Id of the augmented view, if the store holds one."""
-        return self.store.view_id
-
-    @property
-    def visual_projection(self) -> VisualProjection | None:
-        """The projection after the tap `pre_projection`."""
-        return self.store.visual_projection
 
     def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:
         """Features (n, D) and labels (n,), or targets (n, L), block by block."""

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource, FeatureTable
 from heads.rows.few_shot import FewShotStore
-from heads.rows.samples import Array, is_table, to_numpy
+from heads.rows.samples import Array, Mask, is_table, to_numpy
 
 Hashes = NDArray[np.uint64]
 
@@ -21,8 +21,6 @@ Hashes = NDArray[np.uint64]
 def hash_set(source: FeatureSource) -> Hashes | None:
     """Unique hashes of the valid rows of a source and of their groups, ascending; None if unknown.
 
-    Examples
-    --------
     >>> from heads import ResidentStore
     >>> rows = ResidentStore(np.eye(3), np.array([0, 1, 1]), ("cat", "dog"), row_hashes=np.array([9, 4, 9], np.uint64))
     >>> hash_set(rows).tolist()
@@ -40,8 +38,6 @@ def hash_set(source: FeatureSource) -> Hashes | None:
 def content_hashes(features: Array) -> Hashes:
     """Hash (N,) of each row's values (N, D) as float32, the same as that of imported features.
 
-    Examples
-    --------
     >>> one, other, again = content_hashes(np.array([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])).tolist()
     >>> one == again, one == other
     (True, False)
@@ -50,11 +46,9 @@ def content_hashes(features: Array) -> Hashes:
     return np.frombuffer(digests, "<u8")[::2].astype(np.uint64)
 
 
-def are_in(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
+def are_in(hashes: Hashes, known: Hashes) -> Mask:
     """Whether each hash (N,) is one of a set, ascending.
 
-    Examples
-    --------
     >>> are_in(np.array([5, 2, 9], np.uint64), np.array([2, 3, 5], np.uint64)).tolist()
     [True, True, False]
     """
@@ -67,8 +61,6 @@ def are_in(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
 def group_hashes(column: str, values: Array) -> Hashes:
     """Hash (N,) of each row's value in a metadata column; equal for equal values of columns of one name.
 
-    Examples
-    --------
     >>> first, again, other = group_hashes("patient", np.array(["p1", "p1", "p2"], object)).tolist()
     >>> first == again, first == other
     (True, False)
@@ -92,7 +84,7 @@ def column_of(source: FeatureSource | None, groups: ArrayLike | None) -> str | N
     return None
 
 
-def rows_also_in(store: FeatureTable, source: FeatureSource) -> NDArray[np.bool_] | None:
+def rows_also_in(store: FeatureTable, source: FeatureSource) -> Mask | None:
     """Which of the rows (N,) of a store are valid and also rows of a source, or of its groups.
 
     None where the hashes of either are unknown.
@@ -106,7 +98,7 @@ def rows_also_in(store: FeatureTable, source: FeatureSource) -> NDArray[np.bool_
     return found & store.valid
 
 
-def remaining(store: FeatureTable, leave_out: NDArray[np.bool_]) -> FeatureTable:
+def remaining(store: FeatureTable, leave_out: Mask) -> FeatureTable:
     """The valid rows of a store without those that a mask (N,) names, as a store; HeadError if none remains."""
     rows = np.flatnonzero(store.valid & ~leave_out)
     if not len(rows):

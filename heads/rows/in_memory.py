@@ -14,16 +14,15 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
-from featcache.store.protocol import (
-    Block,
-    FeatureSource,
-    FeatureTable,
-    SourceDefaults,
-    TableDefaults,
-    VisualProjection,
-)
+from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults, VisualProjection
 from heads.rows.hashes import content_hashes
-from heads.rows.samples import Array, is_multilabel, refuse_tokens, to_numpy
+from heads.rows.samples import Array, Ints, is_multilabel, refuse_tokens, to_numpy
+
+IDENTITY = (
+    *("name", "split", "dataset_key", "labels_digest", "classnames", "provenance"),
+    *("encoder_key", "encoder_name", "text_digests", "logit_scale", "logit_bias", "visual_projection"),
+)
+"""What a resident store has from the store that it was read from."""
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -53,7 +52,7 @@ class ResidentStore(TableDefaults):
     """
 
     features: torch.Tensor
-    labels: NDArray[np.int64]
+    labels: Ints
     classnames: tuple[str, ...]
     name: str = "arrays"
     split: str = "all"
@@ -107,7 +106,7 @@ class ResidentStore(TableDefaults):
         for part, labels in self.tensor_blocks(rows):
             yield to_numpy(part).astype(dtype, copy=False), labels
 
-    def tensor_blocks(self, rows: int = 65_536) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+    def tensor_blocks(self, rows: int = 65_536) -> Iterator[tuple[torch.Tensor, Ints]]:
         """Features (n, D) on their device, as views, and labels (n,)."""
         for start in range(0, len(self), rows):
             yield self.features[start : start + rows], self.labels[start : start + rows]
@@ -134,8 +133,7 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
     ----------
     store : image store
     device : such as "cuda"; default: cuda if available, else cpu
-    dtype : {"float16", "bfloat16", "float32"}
-        Of the features in memory; a store holds float16.
+    dtype : {"float16", "bfloat16", "float32"}; of the features in memory; a store holds float16
 
     Raises
     ------
@@ -161,21 +159,10 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
     return ResidentStore(
         features,
         labels,
-        store.classnames,
-        name=store.name,
-        split=store.split,
-        encoder_key=store.encoder_key,
-        text_digests=store.text_digests,
-        encoder_name=store.encoder_name,
-        dataset_key=store.dataset_key,
-        labels_digest=store.labels_digest,
-        logit_scale=store.logit_scale,
-        logit_bias=store.logit_bias,
         ids=[ids[row] for row in keep.tolist()] if ids else [],
         metadata={column: values[keep] for column, values in store.metadata.items()},
-        provenance=store.provenance,
         row_hashes=None if hashes is None else hashes[keep],
-        visual_projection=store.visual_projection,
+        **{name: getattr(store, name) for name in IDENTITY},
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import Block, Derived, FeatureTable, of_origin
-from heads.rows.samples import Array, refuse_tokens
+from heads.rows.samples import Array, Mask, refuse_tokens
 
 
 def joint_key(keys: Sequence[str | None]) -> str | None:
@@ -25,21 +25,12 @@ def joint_key(keys: Sequence[str | None]) -> str | None:
 class JointStore(Derived):
     """Image stores of one set of samples under M encoders, as one store of dimension ``D_1 + ... + D_M``.
 
-    Parameters
-    ----------
-    stores : M image stores with the same samples and labels
+    HeadError for fewer than two stores. MismatchError if samples, labels, class names or readable images differ.
 
     Attributes
     ----------
-    stores : the members
+    stores : the M members, image stores with the same samples and labels
     offsets : (M + 1,) first column of each member
-
-    Raises
-    ------
-    HeadError
-        For fewer than two stores.
-    MismatchError
-        If samples, labels, class names or readable images differ.
     """
 
     def __init__(self, stores: Sequence[FeatureTable]) -> None:
@@ -138,7 +129,7 @@ def _check_same_samples(stores: Sequence[FeatureTable]) -> None:
                 raise MismatchError(f"{first.name}/{first.split}: rows {rows} {what} {again}")
 
 
-def _other_images(one: FeatureTable, other: FeatureTable) -> NDArray[np.bool_]:
+def _other_images(one: FeatureTable, other: FeatureTable) -> Mask:
     """Rows (N,) of other content behind the same ids and sizes; rows of values in memory differ between models."""
     hashes = one.row_hashes, other.row_hashes
     if one.dataset_key is None or hashes[0] is None or hashes[1] is None:

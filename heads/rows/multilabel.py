@@ -14,6 +14,7 @@ from featcache.errors import DatasetError, HeadError, MismatchError
 from featcache.store.protocol import FeatureSource
 from heads.rows.samples import (
     Features,
+    Ints,
     Rows,
     Selection,
     feature_blocks,
@@ -36,14 +37,7 @@ Block = tuple[Features, Targets]
 
 @dataclass(frozen=True)
 class MultiLabelSamples:
-    """Rows of L classes.
-
-    Attributes
-    ----------
-    dim : feature width D
-    classnames : L names
-    source : a source, or ``(X, Y)``
-    """
+    """Rows of L classes: a source, or features (N, D) and targets (N, L)."""
 
     dim: int
     classnames: tuple[str, ...]
@@ -60,6 +54,11 @@ class MultiLabelSamples:
                     f"a block of {self.source.name!r} has targets {targets.shape}, expected (n, {len(self.classnames)})"
                 )
             yield features, targets.astype(np.int8, copy=False)
+
+    @property
+    def classes(self) -> Ints:
+        """Column numbers (L,)."""
+        return np.arange(len(self.classnames))
 
     @property
     def store(self) -> FeatureSource | None:
@@ -82,19 +81,14 @@ def as_multilabel(
 ) -> MultiLabelSamples:
     """Multi-label rows of a source, or of arrays with targets.
 
+    HeadError for shapes that do not fit, other values, or a source with one label per row.
+
     Parameters
     ----------
     X : multi-label source, or array-like (N, D)
     y : targets, only with arrays
     classnames : L names, with arrays; by default those in lists of names, else "0", "1", ...
 
-    Raises
-    ------
-    HeadError
-        For shapes that do not fit, other values, or a source with one label per row.
-
-    Examples
-    --------
     >>> samples = as_multilabel(np.eye(2), [["cat", "dog"], []])
     >>> samples.classnames, samples.source[1].tolist()
     (('cat', 'dog'), [[1, 1], [0, 0]])
@@ -154,10 +148,7 @@ def _are_names(y: TargetsLike) -> TypeIs[Sequence[Sequence[str]]]:
 def multilabel_selection(selection: Selection, samples: MultiLabelSamples) -> MultiLabelSamples:
     """The validation split, a source or ``(X, y)``, as rows of the training rows' classes and encoder.
 
-    Raises
-    ------
-    MismatchError
-        If encoder, class list or width differ from those of the training rows.
+    MismatchError if encoder, class list or width differ from those of the training rows.
     """
     if is_store(selection):
         found = as_multilabel(selection)

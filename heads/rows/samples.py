@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Features = NDArray[np.floating]
-Labels = NDArray[np.int64]
+Ints = NDArray[np.int64]
+Labels = Ints
+Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 Block = tuple[Features, Labels]
 
 Rows = FeatureSource | ArrayLike
@@ -51,6 +55,13 @@ class Samples:
     classes: Array
     classnames: tuple[str, ...]
     source: FeatureSource | tuple[Features | torch.Tensor, Labels]
+
+    def __post_init__(self) -> None:
+        if len(self.classnames) < 2:
+            raise HeadError(
+                f"got {len(self.classnames)} class ({', '.join(self.classnames)}), expected at least 2: "
+                "a classifier can't train when only one class is present"
+            )
 
     def blocks(self) -> Iterator[Block]:
         """Blocks ``(X (n, D), y (n,) class indices)``; a block is valid until the next is requested."""
@@ -98,6 +109,12 @@ def is_multilabel(store: object) -> bool:
     return bool(getattr(store, "multilabel", False))
 
 
+def check_width(X: Features, dim: int, name: str) -> None:
+    """Refuse features (..., D) of another width than a head's, in scikit-learn's words."""
+    if X.shape[-1] != dim:
+        raise HeadError(f"X has {X.shape[-1]} features, but {name} is expecting {dim} features as input")
+
+
 def is_text(value: object) -> TypeIs[TextSource]:
     """Whether a value is a source of text embeddings."""
     return hasattr(value, "raw")
@@ -106,8 +123,6 @@ def is_text(value: object) -> TypeIs[TextSource]:
 def is_on_device(features: object) -> TypeIs[torch.Tensor]:
     """Whether features are a tensor in the memory of another device than the CPU.
 
-    Examples
-    --------
     >>> is_on_device(np.eye(2))
     False
     """
@@ -137,7 +152,7 @@ def feature_blocks(X: Rows, *, tokens: bool = False) -> Iterator[Features]:
     if is_store(X):
         yield from (features for features, _ in X.blocks())
     else:
-        yield _checked_array(X, tokens)
+        yield to_numpy(_checked_features(X, tokens))
 
 
 def as_samples(
@@ -150,6 +165,8 @@ def as_samples(
 ) -> Samples:
     """Samples of a source, or of arrays with labels.
 
+    HeadError for shapes that do not fit, labels outside the class list, fewer than two classes.
+
     Parameters
     ----------
     X : source, or array-like (N, D), float16/32/64
@@ -160,11 +177,6 @@ def as_samples(
         Names of all C classes, for arrays; classes without a training row then keep their index. Names may repeat.
     classes : label values of the training rows, for a selection split given as arrays
     tokens : take features (N, P, D), too
-
-    Raises
-    ------
-    HeadError
-        For shapes that do not fit, labels outside the class list, fewer than two classes.
     """
     if is_store(X):
         if y is not None:
@@ -177,7 +189,7 @@ def as_samples(
         if not tokens:
             refuse_tokens(X, "this head takes one vector per image")
         names = tuple(str(c) for c in X.classnames)
-        return _with_two_classes(Samples(int(X.dim), np.arange(len(names)), names, X))
+        return Samples(int(X.dim), np.arange(len(names)), names, X)
     features, labels = _checked_features(X, tokens), _checked_labels(y)
     if len(features) != len(labels):
         raise HeadError(f"X has {len(features)} rows and y has {len(labels)} labels; they must be equal")
@@ -188,7 +200,7 @@ def as_samples(
     else:
         indices = _as_indices(labels, classes)
     names = tuple(str(c) for c in (classes if classnames is None else classnames))
-    return _with_two_classes(Samples(int(features.shape[-1]), classes, names, (features, indices.astype(np.int64))))
+    return Samples(int(features.shape[-1]), classes, names, (features, indices.astype(np.int64)))
 
 
 def gathered(samples: Samples) -> Block:
@@ -207,7 +219,7 @@ def narrowed(features: Features) -> Features:
     return narrow if np.array_equal(narrow, features) else np.array(features, np.result_type(features, np.float16))
 
 
-def require_finite(samples: Samples, moment_diagonal: NDArray[np.floating]) -> None:
+def require_finite(samples: Samples, moment_diagonal: Features) -> None:
     """Raise, naming rows, if features hold NaN or infinity.
 
     `moment_diagonal` is the diagonal of ``X.T @ X``. It is finite exactly if all features are (short of overflow), so
@@ -225,13 +237,8 @@ def finite_blocks(
     `blocks` starts them from the first at every call: a second pass, made for the error alone, names all such rows. A
     sum is finite only if all its terms are, and costs less than a look at every number.
 
-    Raises
-    ------
-    HeadError
-        Naming the rows, and `what` they are.
+    HeadError naming the rows, and `what` they are.
 
-    Examples
-    --------
     >>> [x.shape for (x,) in finite_blocks(lambda: iter([(np.eye(2),), (np.ones((1, 2)),)]))]
     [(2, 2), (1, 2)]
     """
@@ -242,6 +249,12 @@ def finite_blocks(
         if not np.isfinite(total) and not np.isfinite(features).all():
             raise_not_finite((found[0] for found in blocks()), what)
         yield block
+
+
+def overflow(what: str, features: Features) -> HeadError:
+    """The error for features so large that something, as `what` says, overflows."""
+    size = f"{np.abs(features).max():.3g}"
+    return HeadError(f"{what} float32: features reach {size}; scale them, for instance to rows of length 1")
 
 
 def raise_not_finite(blocks: Iterable[Features], what: str = "features") -> NoReturn:
@@ -263,25 +276,18 @@ def raise_not_finite(blocks: Iterable[Features], what: str = "features") -> NoRe
 
 
 def _checked_features(X: object, tokens: bool = False) -> Features | torch.Tensor:
-    """Features (N, D): a floating tensor on a GPU stays one, everything else becomes an array."""
+    """Features (N, D), with `tokens` also (N, P, D): floating-point, an array or a tensor on a GPU."""
+    if hasattr(X, "tocsr"):  # scipy's sparse matrices and arrays
+        raise HeadError("features are a sparse matrix, and sparse input is not supported; pass X.toarray()")
     if is_on_device(X) and X.is_floating_point():
         _check_shape(X.shape, tokens)
         return X.detach()
-    return _checked_array(X, tokens)
-
-
-def _checked_array(X: object, tokens: bool = False) -> Features:
-    """Features (N, D), with `tokens` also (N, P, D), as an array; integers become float64."""
-    if hasattr(X, "tocsr"):  # scipy's sparse matrices and arrays
-        raise HeadError("features are a sparse matrix, and sparse input is not supported; pass X.toarray()")
     features = to_numpy(X)
     if features.dtype.kind == "c":
         raise HeadError("Complex data not supported: features must be real; pass X.real or X.imag")
     _check_shape(features.shape, tokens)
-    if features.dtype.kind == "f":
-        return features
     try:
-        return features.astype(np.float64)
+        return features if features.dtype.kind == "f" else features.astype(np.float64)
     except ValueError as error:
         raise HeadError(f"features must be numbers, got dtype {features.dtype}: {error}") from error
 
@@ -334,12 +340,3 @@ def _as_indices(labels: Array, classes: Array) -> NDArray[np.intp]:
         )
     order = np.argsort(classes)
     return np.asarray(order[np.searchsorted(classes, labels, sorter=order)])
-
-
-def _with_two_classes(samples: Samples) -> Samples:
-    if len(samples.classnames) < 2:
-        raise HeadError(
-            f"got {len(samples.classnames)} class ({', '.join(samples.classnames)}), expected at least 2: "
-            "a classifier can't train when only one class is present"
-        )
-    return samples

@@ -8,15 +8,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, FeatureSource
 from heads.rows.in_memory import ResidentStore
 from heads.rows.multilabel import MultiLabelSamples
-from heads.rows.samples import Array, Samples
+from heads.rows.samples import Array, Float, Samples
 
-Float = NDArray[np.float64]
 S = TypeVar("S", Samples, MultiLabelSamples)
 Features = TypeVar("Features", Array, torch.Tensor)
 
@@ -25,9 +23,7 @@ Features = TypeVar("Features", Array, torch.Tensor)
 class Scaling:
     """Mean and standard deviation (D,) of the training rows; the deviation of a constant column is 1.
 
-    Examples
-    --------
-    >>> scaling = Scaling.of([(np.array([[0.0, 5.0], [2.0, 5.0]]), None)], dim=2)
+    >>> scaling = Scaling.of([(np.array([[0.0, 5.0], [2.0, 5.0]]),)], dim=2)
     >>> scaling.mean.tolist(), scaling.deviation.tolist(), scaling.apply(np.array([[3.0, 6.0]])).tolist()
     ([1.0, 5.0], [1.0, 1.0], [[2.0, 1.0]])
     """
@@ -36,20 +32,17 @@ class Scaling:
     deviation: Float
 
     @classmethod
-    def of(cls, blocks: Iterable[tuple[Array, object]], dim: int, weights: Float | None = None) -> Scaling:
-        """Of blocks ``(X (..., D), anything)`` in one pass, in float64; with the weight (N,) of every row.
+    def of(cls, blocks: Iterable[tuple[Array, ...]], dim: int, weights: Float | None = None) -> Scaling:
+        """Of blocks ``(X (..., D), ...)`` in one pass, in float64; with the weight (N,) of every row.
 
         Means and sums of squared deviations of blocks are combined as by Chan, Golub and LeVeque (1979), which loses
         nothing where the mean is far larger than the deviation. A column is constant by scikit-learn's rule.
 
-        Raises
-        ------
-        HeadError
-            If there is no row.
+        HeadError if there is no row.
         """
         total, done = 0.0, 0
         mean, squares = np.zeros(dim), np.zeros(dim)
-        for features, _ in blocks:
+        for features, *_ in blocks:
             x = features.reshape(-1, dim).astype(np.float64)
             share = None if weights is None else weights[done : done + len(x)]
             done += len(x)

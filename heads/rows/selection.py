@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureSource
 from heads.rows.class_lists import class_difference
-from heads.rows.device import device_rows, rows_on_host
+from heads.rows.device import chosen_rows, device_rows
 from heads.rows.hashes import column_of, rows_also_in
 from heads.rows.samples import (
     Block,
@@ -22,6 +22,7 @@ from heads.rows.samples import (
     is_store,
     is_table,
     raise_not_finite,
+    to_numpy,
 )
 
 SELECTION = "features of the selection split"
@@ -50,12 +51,8 @@ def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = 
 
     Rows in memory are checked at once, those of a source as they are read.
 
-    Raises
-    ------
-    MismatchError
-        If encoder, class list or width differ from those of the training rows.
-    HeadError
-        For NaN or infinite features (naming rows), or rows that are training rows, too, known by their content.
+    MismatchError if encoder, class list or width differ from those of the training rows. HeadError for NaN or infinite
+    features (naming rows), or rows that are training rows, too, known by their content.
     """
     if is_store(selection):
         found = as_samples(selection, tokens=tokens)
@@ -79,14 +76,17 @@ def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = 
 def check_selection(selection: FeatureSource, train: FeatureSource | None, classnames: Sequence[str]) -> None:
     """Refuse a selection split of another encoder or class list than the training rows, or that holds some of them.
 
-    Raises
-    ------
-    MismatchError
-        If they differ; the message gives the command that fixes it.
-    HeadError
-        See `refuse_training_rows`.
+    MismatchError if they differ; the message gives the command that fixes it. HeadError if rows are training rows.
     """
-    refuse_training_rows(selection, train)
+    both = None if train is None or not is_table(selection) else rows_also_in(selection, train)
+    if train is not None and both is not None and both.any():
+        column = column_of(train, None)
+        shared = "" if column is None else f", or share a {column} with them"
+        raise HeadError(
+            f"{int(both.sum()):,} of the {len(both):,} rows of the selection split {selection.name}/{selection.split} "
+            f"are training rows, of {train.name}/{train.split}{shared}; choose on others (--exclude-seen leaves these "
+            "out, in Python selection=heads.unseen(selection, train))"
+        )
     where = f"selection split {selection.name}/{selection.split}"
     if train is not None and selection.encoder_key != train.encoder_key:
         raise MismatchError(
@@ -100,26 +100,11 @@ def check_selection(selection: FeatureSource, train: FeatureSource | None, class
         )
 
 
-def refuse_training_rows(selection: FeatureSource, train: FeatureSource | None) -> None:
-    """Raise HeadError if rows of a validation split are training rows."""
-    both = None if train is None or not is_table(selection) else rows_also_in(selection, train)
-    if train is not None and both is not None and both.any():
-        column = column_of(train, None)
-        shared = "" if column is None else f", or share a {column} with them"
-        raise HeadError(
-            f"{int(both.sum()):,} of the {len(both):,} rows of the selection split {selection.name}/{selection.split} "
-            f"are training rows, of {train.name}/{train.split}{shared}; choose on others (--exclude-seen leaves these "
-            "out, in Python selection=heads.unseen(selection, train))"
-        )
-
-
 class RowSampler:
     """Positions of a seeded random share of the rows of consecutive blocks, which bounds the size of scores (N, C).
 
     `scores` bounds their number (None is two million), but there are `rows` rows at least (None is 16,384).
 
-    Examples
-    --------
     >>> keep = RowSampler(n=10, n_classes=3)
     >>> keep(4).tolist()   # few rows: all of them
     [0, 1, 2, 3]
@@ -141,7 +126,8 @@ def thinned(samples: Samples, n: int | None = None, **bounds: int) -> Iterator[B
     on_device = device_rows(samples)
     if on_device is not None:
         n = len(on_device[1])
-        yield rows_on_host(on_device, RowSampler(n, len(samples.classnames), **bounds)(n))
+        chosen = chosen_rows(on_device, RowSampler(n, len(samples.classnames), **bounds)(n))
+        yield to_numpy(chosen[0]), to_numpy(chosen[1])
         return
     if n is None:
         n = sum(len(labels) for _, labels in samples.blocks())

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.rows.samples import Array, Samples, to_numpy
-
-Float = NDArray[np.float64]
+from heads.rows.samples import Array, Float, Ints, Samples, to_numpy
 
 ClassWeight = str | Mapping[Any, float] | ArrayLike | None
 """As in scikit-learn: "balanced", weights by label or class name, or weights (C,)."""
@@ -31,21 +29,15 @@ def class_weights(
     A mapping gives weights by label, by class name, or by a label in digits, as JSON has it (a key that is both a name
     and digits is the name); classes that it leaves out weigh 1. A sequence gives weights by class index.
 
-    Raises
-    ------
-    HeadError
-        For negative or infinite weights or another number of them; for keys that name no class, several, or one twice.
+    HeadError for negative or infinite weights or another number of them; for keys that name no class, several, or one
+    twice.
 
-    Examples
-    --------
     >>> class_weights("balanced", np.array([0, 0, 0, 1]), np.arange(3)).round(3).tolist()
     [0.667, 2.0, 1.0]
     >>> class_weights({"cat": 3.0, "1": 0.5}, np.array([0, 1, 2]), np.arange(3), ("cat", "dog", "emu")).tolist()
     [3.0, 0.5, 1.0]
     """
-    if isinstance(class_weight, str):
-        if class_weight != "balanced":
-            raise HeadError(f"class_weight is {class_weight!r}, expected 'balanced', a mapping or one number per class")
+    if isinstance(class_weight, str) and class_weight == "balanced":
         counts = np.bincount(labels, weights, minlength=len(classes))
         present = counts > 0
         found = np.ones(len(classes))
@@ -95,10 +87,7 @@ def plain_weights(class_weight: ClassWeight) -> object:
 def row_weights(samples: Samples, class_weight: ClassWeight, sample_weight: ArrayLike | None) -> Float | None:
     """Weights (N,) of the rows, the product of both; None where neither is given.
 
-    Raises
-    ------
-    HeadError
-        For negative, infinite or only zero weights, or another number of them.
+    HeadError for negative, infinite or only zero weights, or another number of them.
     """
     if class_weight is None and sample_weight is None:
         return None
@@ -124,16 +113,11 @@ def checked_weights(sample_weight: ArrayLike, rows: int) -> Float:
     return found
 
 
-def group_ids(groups: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
+def group_ids(groups: ArrayLike | None, rows: int) -> Ints | None:
     """Groups (N,), any values that `numpy.unique` sorts (names, a store's metadata column), as numbers from 0.
 
-    Raises
-    ------
-    HeadError
-        If there is not one per row, or only one group.
+    HeadError if there is not one per row, or only one group.
 
-    Examples
-    --------
     >>> group_ids(["b", "a", "b"], 3).tolist()
     [1, 0, 1]
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from heads.rows.samples import Features, Ints
 from heads.search.exact import ExactIndex
 from heads.search.faiss_index import FaissIndex
 
@@ -24,7 +24,7 @@ class NeighbourIndex(Protocol):
 
     device: str
 
-    def search(self, X: ArrayLike, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    def search(self, X: ArrayLike, k: int) -> tuple[Features, Ints]:
         """Similarities (n, k) in descending order and row numbers (n, k); -inf and -1 where fewer were found."""
 
 

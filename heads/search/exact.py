@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
 
 from featcache.errors import HeadError
 from heads.rows.lengths import SAFE_LENGTHS
-from heads.rows.samples import to_numpy
+from heads.rows.samples import Features, Float, Ints, to_numpy
 
 _QUERY_ROWS = 1024
 _BANK_ROWS = 16384  # 1024 x 16384 similarities in float32 are 64 MiB for any N
@@ -23,8 +24,7 @@ class ExactIndex:
 
     Parameters
     ----------
-    rows : (N, D)
-        Any floating type; not copied where torch can share it.
+    rows : (N, D); any floating type; not copied where torch can share it
     cosine : whether similarities are divided by both lengths; a row of length zero then has similarity 0
     device : where to keep the rows and search; None is a tensor's own device, the CPU for arrays
 
@@ -32,8 +32,6 @@ class ExactIndex:
     ----------
     device : name of that device, such as "cpu" or "cuda:0"
 
-    Examples
-    --------
     >>> index = ExactIndex(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
     >>> similarities, rows = index.search(np.array([[1.0, 0.5]]), k=3)
     >>> similarities.tolist(), rows.tolist()
@@ -53,13 +51,10 @@ class ExactIndex:
                 lengths = (self._rows != 0).any(dim=1).to(self._type)
             self._scale = lengths.reciprocal().masked_fill_(lengths == 0, 0.0)
 
-    def search(self, X: ArrayLike, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    def search(self, X: ArrayLike, k: int) -> tuple[Features, Ints]:
         """Similarities (n, k) in descending order, and row numbers (n, k), as arrays; X may be on a device.
 
-        Raises
-        ------
-        HeadError
-            If k is not in [1, N], or X has another width.
+        HeadError if k is not in [1, N], or X has another width.
         """
         queries, n = (X if isinstance(X, torch.Tensor) else to_numpy(X)), len(self._rows)
         if not 1 <= k <= n:
@@ -138,3 +133,23 @@ def _first_k(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     places, order = places.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     return values, places.gather(1, order)
+
+
+def neighbour_graph(rows: Float, columns: Float, k: int) -> csr_array:
+    """Cosines (n, m) of each unit row (n, D) with its `k` nearest columns (m, D) after the first.
+
+    Where columns are the rows, the row itself is left out in place of the first, so that copies are neighbours.
+
+    >>> rows = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    >>> neighbour_graph(rows, rows, 1).toarray().round(1).tolist()
+    [[0.0, 0.8, 0.0], [0.8, 0.0, 0.0], [0.0, 0.6, 0.0]]
+    """
+    values, places = ExactIndex(columns).search(rows, min(k + 1, len(columns)))
+    left_out = np.zeros(len(rows), np.int64)
+    if rows is columns:  # copies may stand before the row itself; where k + 1 of them do, the last is one too many
+        own = places == np.arange(len(rows))[:, None]
+        left_out = np.where(own.any(axis=1), own.argmax(axis=1), places.shape[1] - 1)
+    kept = np.arange(places.shape[1]) != left_out[:, None]
+    values, places = (table[kept].reshape(len(rows), -1) for table in (values.astype(np.float64), places))
+    starts = np.arange(len(rows) + 1) * values.shape[1]
+    return csr_array((values.ravel(), places.ravel(), starts), shape=(len(rows), len(columns)))

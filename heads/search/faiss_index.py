@@ -6,11 +6,11 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import to_numpy
+from heads.rows.samples import Float32, Ints, to_numpy
 
 _LINKS, _EFFORT = 32, 200
 """HNSW: links per row in every layer, and candidates considered when a row is added."""
@@ -33,8 +33,6 @@ class FaissIndex:
     ----------
     device : "cpu", or "1 GPU", "2 GPUs", ...
 
-    Examples
-    --------
     >>> index = FaissIndex.flat(np.eye(3))             # doctest: +SKIP
     >>> index.search(np.array([[0.0, 2.0, 1.0]]), 2)   # doctest: +SKIP
     (array([[2., 1.]], dtype=float32), array([[1, 2]]))
@@ -50,10 +48,7 @@ class FaissIndex:
     def flat(cls, rows: ArrayLike, *, cosine: bool = False) -> FaissIndex:
         """All rows (N, D), exactly (IndexFlatIP); `cosine` divides similarities by both lengths.
 
-        Raises
-        ------
-        MissingExtraError
-            Without faiss.
+        MissingExtraError without faiss.
         """
         features = _rows(rows, cosine)
         index = _faiss().IndexFlatIP(features.shape[1])
@@ -64,18 +59,13 @@ class FaissIndex:
     def ivf(cls, rows: ArrayLike, *, cosine: bool = False, cells: int | None = None, probes: int = 16) -> FaissIndex:
         """Cells around k-means centres (IndexIVFFlat); a search looks into the nearest `probes` of them.
 
+        MissingExtraError without faiss. HeadError if there are more cells than rows.
+
         Parameters
         ----------
         rows, cosine : as in `FaissIndex.flat`
         cells : number of cells; None is the square root of N. faiss recommends 39 rows per cell to train on.
         probes : cells that a search looks into; with all of them the search is exact
-
-        Raises
-        ------
-        MissingExtraError
-            Without faiss.
-        HeadError
-            If there are more cells than rows.
         """
         faiss, features = _faiss(), _rows(rows, cosine)
         cells = max(1, int(np.sqrt(len(features)))) if cells is None else cells
@@ -94,17 +84,12 @@ class FaissIndex:
     def hnsw(cls, rows: ArrayLike, *, cosine: bool = False, probes: int = 64) -> FaissIndex:
         """A layered graph that links each row to 32 near ones (IndexHNSWFlat), along which a search walks.
 
+        MissingExtraError without faiss. HeadError for probes below 1.
+
         Parameters
         ----------
         rows, cosine : as in `FaissIndex.flat`
         probes : candidates that a search keeps (faiss's efSearch), at least the number of neighbours asked for
-
-        Raises
-        ------
-        MissingExtraError
-            Without faiss.
-        HeadError
-            For probes below 1.
         """
         faiss, features = _faiss(), _rows(rows, cosine)
         _check_probes(probes)
@@ -113,13 +98,10 @@ class FaissIndex:
         index.add(features)
         return cls(index, cosine=cosine)
 
-    def search(self, X: ArrayLike, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, X: ArrayLike, k: int) -> tuple[Float32, Ints]:
         """Similarities (n, k) in descending order and row numbers (n, k); -inf and -1 where fewer were found.
 
-        Raises
-        ------
-        HeadError
-            If k is not in [1, N], or X has another width.
+        HeadError if k is not in [1, N], or X has another width.
         """
         queries = _rows(X, self._cosine)
         if not 1 <= k <= self._index.ntotal:
@@ -156,7 +138,7 @@ def _check_probes(probes: int) -> None:
         raise HeadError(f"probes is {probes}, expected at least 1")
 
 
-def _rows(X: ArrayLike, cosine: bool) -> NDArray[np.float32]:
+def _rows(X: ArrayLike, cosine: bool) -> Float32:
     """Rows (n, D) as faiss takes them, of unit length for cosines."""
     rows = to_numpy(X)
     if rows.ndim != 2:

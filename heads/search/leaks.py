@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureTable
-from heads.rows.samples import refuse_tokens
+from heads.rows.samples import Features, refuse_tokens
 from heads.search.exact import ExactIndex
 
 Pair = dict[str, Any]
@@ -89,10 +88,10 @@ def near_threshold(train: FeatureTable) -> float:
     return _near(ExactIndex(features, cosine=True), features)
 
 
-def _near(index: ExactIndex, features: NDArray[np.floating]) -> float:
-    """`near_threshold` of rows and their index, from at most `SAMPLED` evenly spaced rows."""
+def _near(index: ExactIndex, features: Features) -> float:
+    """`near_threshold` of rows and their index, from at most `SAMPLED` rows spread over them."""
     if len(features) < 2:
         return CLOSEST
     rows = np.linspace(0, len(features) - 1, min(SAMPLED, len(features))).round().astype(np.int64)
     cosines, _ = index.search(features[rows].astype(np.float32), 2)  # the nearest is the row itself, or its copy
-    return float(min(1 - np.median(1 - cosines[:, 1]) / 4, CLOSEST))
+    return min(1 - float(np.median(1 - cosines[:, 1])) / 4, CLOSEST)

@@ -31,6 +31,9 @@ Say = Callable[[str], None]
 class BackbonePlan:
     """The encoders, data sets and head of a table of backbones.
 
+    HeadError for no data or no models, an unknown head or parameter, missing training rows, or training rows that the
+    head does not use.
+
     Attributes
     ----------
     head : a head that needs only texts, such as ``zero_shot``, or with `train` one that is fitted on images
@@ -40,12 +43,6 @@ class BackbonePlan:
     templates : template set or file; class names are the names of the folders
     train : source and split of the training rows
     parameters : parameters of the head
-
-    Raises
-    ------
-    HeadError
-        For no data or no models, an unknown head or parameter, missing training rows, or training rows that the head
-        does not use.
     """
 
     head: str
@@ -109,6 +106,9 @@ def backbone_tables(
 ) -> list[BackboneTable]:
     """Encode missing stores, fit and evaluate with every model; one table per source.
 
+    DatasetError, EncoderError, HeadError, MismatchError from data sets, encoders and heads; stores and rows finished
+    before are kept.
+
     Parameters
     ----------
     plan : BackbonePlan
@@ -116,11 +116,6 @@ def backbone_tables(
     root, options, progress : as in `featcache.encode_dataset`
     done : called with each row as soon as it is computed
     say : called with a line of text per model and source
-
-    Raises
-    ------
-    DatasetError, EncoderError, HeadError, MismatchError
-        From data sets, encoders and heads; stores and rows finished before are kept.
     """
     sources = [open_datasets(spec, plan.split) for spec in plan.data]
     train = None if plan.train is None else open_datasets(*plan.train)

@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
 from featcache.store.reading.tokens import feature_shape
 from heads.fitted.provenance import Json
 from heads.rows.few_shot import FewShotStore, draw_shots
+from heads.rows.samples import Ints
 from heads.sweeps.plan import SweepPlan
 from heads.sweeps.run import Open, PlannedJob, Stores, evaluated, known_jobs, planned_jobs, results_row
 
@@ -33,18 +34,12 @@ class SweepForecast:
 
     Parameters
     ----------
-    fits : int
-        Jobs of the plan.
-    done : int
-        Jobs whose rows are already in the results file.
-    to_fit : dict of str to int
-        Jobs to do, by head.
-    bytes_to_read : int
-        Features of all stores that are needed; each store counts once.
-    rows_to_write, bytes_to_write : int
-        Of the results file.
-    seconds : float or None
-        Estimated from two fits of each head on a few rows; None if a head cannot be fitted on so few.
+    fits : jobs of the plan
+    done : jobs whose rows are already in the results file
+    to_fit : jobs to do, by head
+    bytes_to_read : features of all stores that are needed; each store counts once
+    rows_to_write, bytes_to_write : of the results file
+    seconds : estimated from two fits of each head on a few rows; None if a head cannot be fitted on so few
     """
 
     fits: int
@@ -65,42 +60,33 @@ def forecast_sweep(plan: SweepPlan, open_store: Open, results: str | Path) -> Sw
 
     The time of a fit is modelled as a constant plus a multiple of the number of rows.
 
-    Raises
-    ------
-    HeadError, MismatchError
-        As `heads.sweeps.run.run_sweep` before its first fit.
+    HeadError, MismatchError as `heads.sweeps.run.run_sweep` before its first fit.
     """
     jobs = list(planned_jobs(plan, open_store))
     known = known_jobs(results)
     left = [job for job in jobs if job.key not in known]
     counts = Counter(planned.job.head for planned in left)
     costs = {head: _cost(next(one for one in left if one.job.head == head), plan) for head in counts}
-    per_job = [costs[planned.job.head] for planned in left]
-    times = [
-        None if cost is None else cost.seconds(_rows_of(planned)) for planned, cost in zip(left, per_job, strict=True)
-    ]
+    per_job = [(planned, cost) for planned in left if (cost := costs[planned.job.head]) is not None]
+    seconds = sum(cost.constant + cost.per_row * _rows_of(planned) for planned, cost in per_job)
     return SweepForecast(
         fits=len(jobs),
         done=len(jobs) - len(left),
         to_fit=dict(counts),
         bytes_to_read=_bytes_of(planned.stores for planned in left),
-        rows_to_write=sum(1 if cost is None else cost.rows for cost in per_job),
-        bytes_to_write=sum(0 if cost is None else cost.written for cost in per_job),
-        seconds=None if None in times else sum(value for value in times if value is not None),
+        rows_to_write=len(left) - len(per_job) + sum(cost.rows for _, cost in per_job),
+        bytes_to_write=sum(cost.written for _, cost in per_job),
+        seconds=seconds if len(per_job) == len(left) else None,
     )
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """Time of a fit and its evaluation, and what it writes."""
+class _Cost(NamedTuple):
+    """Seconds of a fit and its evaluation, constant and per row; rows and bytes that it writes."""
 
     constant: float
     per_row: float
     rows: int
     written: int
-
-    def seconds(self, rows: int) -> float:
-        return self.constant + self.per_row * rows
 
 
 def _cost(planned: PlannedJob, plan: SweepPlan) -> _Cost | None:
@@ -133,7 +119,7 @@ def _some(store: FeatureTable, size: int) -> FeatureTable:
     """About `size` valid rows of a store: equally many of every class, or evenly spaced rows of multi-label stores."""
     if store.groups is not None:  # stacked views stay together
         return store
-    rows: NDArray[np.int64]
+    rows: Ints
     if store.multilabel:
         valid = np.flatnonzero(store.valid)
         rows = valid[:: max(1, len(valid) // size)]

@@ -95,6 +95,8 @@ class Job:
 class SweepPlan:
     """A whole sweep.
 
+    HeadError for an empty plan, unknown heads, parameters, priors or papers, alphas or a prior of texts without texts.
+
     Attributes
     ----------
     heads, data : what to fit, and on what
@@ -114,11 +116,6 @@ class SweepPlan:
     seen
         What is done with rows of a test or selection split that a head was fitted (or chosen) on: "refuse", "exclude"
         or "allow", as in `heads.evaluate`.
-
-    Raises
-    ------
-    HeadError
-        For an empty plan, unknown heads, parameters, priors or papers, alphas or a prior of texts without texts.
     """
 
     heads: tuple[HeadGrid, ...]
@@ -191,13 +188,8 @@ class SweepPlan:
 def split_setting(name: str, setting: Mapping[str, object]) -> tuple[dict[str, object], bool]:
     """The head's own parameters of a setting, and whether its weights shrink towards the zero-shot head.
 
-    Raises
-    ------
-    HeadError
-        For a prior that is none of `PRIORS`, or of a head that takes none.
+    HeadError for a prior that is none of `PRIORS`, or of a head that takes none.
 
-    Examples
-    --------
     >>> split_setting("ridge", {"alphas": [1.0], "prior": "texts"})
     ({'alphas': [1.0]}, True)
     """
@@ -213,10 +205,7 @@ def split_setting(name: str, setting: Mapping[str, object]) -> tuple[dict[str, o
 def read_plan(path: str | Path) -> SweepPlan:
     """The plan in a TOML file; see the module for its form.
 
-    Raises
-    ------
-    HeadError
-        For a file that cannot be read, or unknown keys, naming them.
+    HeadError for a file that cannot be read, or unknown keys, naming them.
     """
     try:
         check_regular(path)
@@ -226,21 +215,12 @@ def read_plan(path: str | Path) -> SweepPlan:
         raise HeadError(f"{path}: cannot be read as a sweep ({error}); it is a TOML file") from error
     try:
         _checked(record, _PLAN, str(path))
-        heads = tuple(_head(entry, path) for entry in record.get("head", ()))
-        data = tuple(_splits(entry, path) for entry in record.get("data", ()))
-        return SweepPlan(
-            heads,
-            data,
-            tuple(record.get("models", (None,))),
-            tuple(None if shots == "all" else shots for shots in record.get("shots", ("all",))),
-            tuple(record.get("seeds", (0,))),
-            tuple(float(alpha) for alpha in record.get("alphas", ())),
-            record.get("select_metric"),
-            record.get("paper"),
-            record.get("select_shots"),
-            record.get("allow_fewer", False),
-            record.get("seen", "refuse"),
-        )
+        plan: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        heads = tuple(_head(entry, path) for entry in plan.pop("head", ()))
+        data = tuple(_splits(entry, path) for entry in plan.pop("data", ()))
+        plan["shots"] = tuple(None if shots == "all" else shots for shots in plan.get("shots", ("all",)))
+        plan["alphas"] = tuple(map(float, plan.get("alphas", ())))
+        return SweepPlan(heads, data, metric=plan.pop("select_metric", None), **plan)
     except HeadError:
         raise
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ def _text_id(store: TextSource) -> Json:
 def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say = lambda line: None) -> list[Row]:
     """Fit and evaluate every job of a plan that has no row in `results`; each row is appended as soon as it is done.
 
+    HeadError, MismatchError as the heads do; rows that were done stay in the file.
+
     Parameters
     ----------
     plan : SweepPlan
@@ -97,11 +99,6 @@ def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say =
     job's key), ``data``, ``model``, ``setting``, ``shots`` (None for all), ``seed``, ``fit_seconds``, ``train_rows``
     and ``select_rows`` (how many rows the drawn samples have), ``select:<metric>``, and ``leak`` where the plan follows
     a paper that chooses on a reported split.
-
-    Raises
-    ------
-    HeadError, MismatchError
-        As the heads do; rows that were done stay in the file.
     """
     done = known_jobs(results)
     rows: list[Row] = []
@@ -166,9 +163,11 @@ def evaluated(job: Job, stores: Stores, plan: SweepPlan) -> Iterator[Row]:
     heads = [as_head(estimator)]
     if plan.alphas and isinstance(heads[0], LinearHead) and job.head != "zero_shot":
         heads.append(_interpolated(estimator, stores, plan))
+    drawn = {"train_rows": stores.train, "select_rows": stores.select}
+    counts = {name: len(store) for name, store in drawn.items() if isinstance(store, FewShotStore)}
     rows = evaluate(heads, stores.on, allow_chosen=plan.paper is not None, seen=plan.seen)
     for head, row in zip(heads, rows, strict=True):
-        yield row | {"fit_seconds": seconds, **_row_counts(stores), **_selection(head, stores, plan)}
+        yield row | {"fit_seconds": seconds, **counts, **_selection(head, stores, plan)}
 
 
 def _fitted(job: Job, stores: Stores) -> HeadClassifier:
@@ -191,28 +190,16 @@ def _interpolated(estimator: HeadClassifier, stores: Stores, plan: SweepPlan) ->
     return interpolate_by_folds(zero_shot, settled(estimator), stores.train, alphas=plan.alphas, metric=plan.picked_by)
 
 
-def _row_counts(stores: Stores) -> dict[str, int]:
-    """How many rows the samples have; classes with fewer rows than the shots do not show otherwise."""
-    drawn = {"train_rows": stores.train, "select_rows": stores.select}
-    return {name: len(store) for name, store in drawn.items() if isinstance(store, FewShotStore)}
-
-
 def _drawn(stores: Stores, job: Job, plan: SweepPlan) -> Stores:
-    """The stores with the job's sample of the train split, and of the selection split where the plan asks for one."""
-    if job.shots is None or stores.train is None:
-        return _held_out(stores, plan)
-    select = stores.select
-    if select is not None and plan.select_shots is not None and plan.paper is None:
-        select = few_shot(select, min(plan.select_shots, job.shots), job.seed, allow_fewer=plan.allow_fewer)
-    train = few_shot(stores.train, job.shots, job.seed, allow_fewer=plan.allow_fewer)
-    return _held_out(replace(stores, train=train, select=select), plan)
-
-
-def _held_out(stores: Stores, plan: SweepPlan) -> Stores:
-    """The stores, training rows left out of the selection split where the plan leaves out what was seen."""
-    if plan.seen != "exclude" or stores.train is None or stores.select is None:
-        return stores
-    return replace(stores, select=unseen(stores.select, stores.train))
+    """The stores with the job's samples of the train and selection splits, without rows that the plan leaves out."""
+    train, select = stores.train, stores.select
+    if job.shots is not None and train is not None:
+        if select is not None and plan.select_shots is not None and plan.paper is None:
+            select = few_shot(select, min(plan.select_shots, job.shots), job.seed, allow_fewer=plan.allow_fewer)
+        train = few_shot(train, job.shots, job.seed, allow_fewer=plan.allow_fewer)
+    if plan.seen == "exclude" and train is not None and select is not None:
+        select = unseen(select, train)
+    return replace(stores, train=train, select=select)
 
 
 def _selection(head: LogitHead, stores: Stores, plan: SweepPlan) -> Row:
@@ -292,16 +279,11 @@ def _with_model(splits: Splits, model: str | None) -> Splits:
     if model is None:
         return splits
 
-    def named(reference: str) -> str:
-        return reference if "@" in reference else f"{reference}@{model}"
+    def named(references: Sequence[str | None]) -> list[Any]:
+        return [one if one is None or "@" in one else f"{one}@{model}" for one in references]
 
-    return replace(
-        splits,
-        train=None if splits.train is None else named(splits.train),
-        select=None if splits.select is None else named(splits.select),
-        on=tuple(map(named, splits.on)),
-        texts=tuple(map(named, splits.texts)),
-    )
+    train, select = named([splits.train, splits.select])
+    return Splits(train, tuple(named(splits.on)), select, tuple(named(splits.texts)))
 
 
 def _label(job: Job) -> str:

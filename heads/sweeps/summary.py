@@ -14,6 +14,10 @@ from heads.report.charts import Curve
 from heads.report.rows import datasets_of
 from heads.report.tables import aligned_lines, in_blocks
 
+PLACE = ("data", "model", "head", "setting", "shots")
+"""Keys of results rows that tell settings apart; fields of `Summary`."""
+SPLITS = ("splits", "training_rows")
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -28,14 +32,12 @@ class Summary:
     mean: Mapping[str, float]
     spread: Mapping[str, float | None]
     splits: Mapping[str, object] = field(default_factory=dict)
-    """``splits`` and ``training_rows`` of the results rows, where they have them."""
+    """`SPLITS` of the results rows, where they have them."""
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """Rows of one setting, over their seeds, in order of appearance; means are over the seeds that have a value.
 
-    Examples
-    --------
     >>> base = {"data": "d", "model": None, "head": "ridge", "setting": {}, "shots": 4}
     >>> (found,) = summarise([{**base, "seed": 0, "t:top1": 0.5}, {**base, "seed": 1, "t:top1": 0.7}])
     >>> found.seeds, round(found.mean["t:top1"], 3), round(found.spread["t:top1"], 3)
@@ -43,26 +45,20 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        place = [row["data"], row["model"], row["head"], row["setting"], row["shots"]]
-        groups.setdefault(json.dumps(place, sort_keys=True), []).append(row)
+        groups.setdefault(json.dumps([row[key] for key in PLACE], sort_keys=True), []).append(row)
     return [_summary(group) for group in groups.values()]
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
     first = rows[0]
     keys = dict.fromkeys(key for row in rows for key in row if ":" in key)
-    known = {key: [row[key] for row in rows if _is_finite(row.get(key))] for key in keys}
+    known = {key: [row[key] for row in rows if _numeric(row.get(key)) and math.isfinite(row[key])] for key in keys}
     values = {key: np.array(found) for key, found in known.items() if found}
     mean = {key: float(found.mean()) for key, found in values.items()}
     spread = {key: float(found.std(ddof=1)) if len(found) > 1 else None for key, found in values.items()}
-    place = (first["data"], first["model"], first["head"], first["setting"], first["shots"])
-    return Summary(
-        *place, len(rows), mean, spread, {key: first[key] for key in ("splits", "training_rows") if key in first}
-    )
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    splits = {key: first[key] for key in SPLITS if key in first}
+    place = {key: first[key] for key in PLACE}
+    return Summary(**place, seeds=len(rows), mean=mean, spread=spread, splits=splits)
 
 
 def picks(summaries: Iterable[Summary], metric: str) -> list[Summary]:

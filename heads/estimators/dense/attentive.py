@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Self
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, Decay, Range, Rate, Seed
 from featcache.processes import checked_device
-from heads.estimators.base import NonlinearClassifier
-from heads.estimators.few_shot.base import validation_folds
+from heads.estimators.base import NonlinearClassifier, RowsClassifier, criterion
+from heads.estimators.few_shot.base import held_out_masks
 from heads.fitted.attentive import AttentiveHead, attentive_logits
 from heads.fitted.base import label_values
 from heads.fitted.provenance import Provenance
-from heads.rows.samples import Rows, Samples, Selection, as_samples, finite_blocks
+from heads.kernels.tally import row_stats
+from heads.rows.device import device_rows
+from heads.rows.samples import Float, Float32, Ints, Samples, finite_blocks, gathered, is_table
 from heads.rows.scaling import Scaling
-from heads.rows.selection import selection_samples
-from heads.rows.token_batches import TokenBatches
 from heads.solvers.schedule import wise_ft_schedule
 
 EPOCHS, UPDATES = 20, 200
@@ -30,7 +30,8 @@ WARMUP = 0.1  # fraction of the updates
 QUERY_SCALE, WEIGHT_SCALE = 0.02, 0.01  # standard deviations of the initial parameters
 
 
-class Attentive(NonlinearClassifier):
+@dataclass(eq=False, repr=False)
+class Attentive(RowsClassifier, NonlinearClassifier):
     """Linear classifier on tokens pooled by Q learned queries, trained with cross entropy by AdamW.
 
     With tokens x (P, D) of an image, queries u, values V and class weights W::
@@ -57,11 +58,9 @@ class Attentive(NonlinearClassifier):
 
     Attributes
     ----------
-    lr_ : float
-        The chosen learning rate.
-    losses_ : (epochs,) float64
-        Mean loss of the updates of each epoch, in nats.
-    head_, classes_, classnames_, n_features_in_, provenance_
+    lr_ : the chosen learning rate
+    losses_ : (epochs,) float64; mean loss of the updates of each epoch, in nats
+    head_
 
     Notes
     -----
@@ -86,63 +85,21 @@ class Attentive(NonlinearClassifier):
     name = "attentive"
     takes_tokens = True
 
-    head_: AttentiveHead
-    lr_: float
-    losses_: NDArray[np.float64]
+    queries: Annotated[int, Range(1, 4096)] = 32
+    heads: Annotated[int, Range(1, 4096)] = 1
+    lr: Rate | Sequence[Rate] = 1e-3
+    weight_decay: Decay = 0.1
+    epochs: Count | None = None
+    batch_size: Count = 128
+    device: str | None = None
+    seed: Seed = 0
 
-    def __init__(
-        self,
-        queries: Annotated[int, Range(1, 4096)] = 32,
-        heads: Annotated[int, Range(1, 4096)] = 1,
-        lr: Rate | Sequence[Rate] = 1e-3,
-        weight_decay: Decay = 0.1,
-        epochs: Count | None = None,
-        batch_size: Count = 128,
-        device: str | None = None,
-        seed: Seed = 0,
-    ) -> None:
-        self.queries = queries
-        self.heads = heads
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.device = device
-        self.seed = seed
-
-    def fit(
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Fit on arrays, tensors or an image store, with or without tokens.
-
-        Parameters
-        ----------
-        X : image store, or array-like (N, P, D) or (N, D)
-        y : labels (N,), with arrays
-        selection : store, or ``(X, y)``, on which the learning rate is chosen
-        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
-
-        Raises
-        ------
-        HeadError
-            For fewer than two classes, NaN or infinite features, parameters out of range, or a loss that is not finite.
-        MismatchError
-            If the selection store belongs to another encoder or class list.
-        """
-        self._check_parameters()
+    def _fit(self, samples: Samples, validation: Samples | None) -> None:
         rates: list[float] = np.unique(np.asarray(self.lr, np.float64)).tolist()
-        samples = as_samples(X, y, classnames=classnames, tokens=True)
-        self._set_classes(samples)
-        validation = None if selection is None else selection_samples(selection, samples, tokens=True)
         for _ in () if validation is None else validation.blocks():
-            pass  # raises for features that are not finite
-        scaling = Scaling.of(((x, y) for x, y in finite_blocks(samples.blocks)), samples.dim)
-        rows = TokenBatches(samples, self.device)
+            pass  # refuses features that are not finite
+        scaling = Scaling.of(finite_blocks(samples.blocks), samples.dim)
+        rows = _TokenBatches(samples, self.device)
         everything = np.arange(len(rows))
         trained = [self._train(rate, rows, everything, scaling) for rate in rates]
         best, how = self._choice(rates, trained, rows, scaling, validation)
@@ -150,20 +107,17 @@ class Attentive(NonlinearClassifier):
         names = ("queries", "heads", "weight_decay", "batch_size", "seed")
         params = {name: vars(self)[name] for name in names}
         params |= {"epochs": len(self.losses_), "lr": self.lr_, "selection": how}
-        self._path_record = self._provenance(dict(params), samples.store)
-        self.provenance_ = self._provenance(params, samples.store, None if validation is None else validation.store)
-        self._path = [
-            (rate, self._head(arrays, self._path_record)) for rate, (arrays, _) in zip(rates, trained, strict=True)
-        ]
+        self.provenance_ = self._provenance(params, samples, validation)
+        record = self._provenance(params, samples)
+        self._path = [(rate, self._head(arrays, record)) for rate, (arrays, _) in zip(rates, trained, strict=True)]
         self.head_ = self._head(trained[best][0], self.provenance_)
-        return self
 
     def path_heads(self) -> list[AttentiveHead]:
         """One head per learning rate."""
         self.frozen()
         return [head.renamed(f"{self.name} lr={rate:g}", lr=rate) for rate, head in self._path]
 
-    def _head(self, arrays: Sequence[NDArray[np.float32]], record: Provenance) -> AttentiveHead:
+    def _head(self, arrays: Sequence[Float32], record: Provenance) -> AttentiveHead:
         queries, values, weights, bias = arrays
         classes = label_values(self.classes_)
         return AttentiveHead(queries, values, weights, bias, self.classnames_, self.name, record, classes)
@@ -177,7 +131,7 @@ class Attentive(NonlinearClassifier):
         self,
         rates: Sequence[float],
         trained: Sequence[_Trained],
-        rows: TokenBatches,
+        rows: _TokenBatches,
         scaling: Scaling,
         validation: Samples | None,
     ) -> tuple[int, str]:
@@ -185,29 +139,25 @@ class Attentive(NonlinearClassifier):
         if len(rates) == 1:
             return 0, "given"
         if validation is not None:
-            held_out = TokenBatches(validation, self.device)
+            held_out = _TokenBatches(validation, self.device)
             return self._best(trained, held_out, np.arange(len(held_out))), "split"
-        folds = validation_folds(rows.labels, len(self.classnames_))
-        if folds is None:
+        folds = held_out_masks(rows.labels, len(self.classnames_))
+        if not folds:
             return int(np.argmin([losses[-1] for _, losses in trained])), "none"
-        kept, scored = np.flatnonzero(folds[0] != 0), np.flatnonzero((folds[0] == 0) & folds[1])
+        kept, scored = map(np.flatnonzero, folds[0])
         return self._best([self._train(rate, rows, kept, scaling) for rate in rates], rows, scored), "held-out fifth"
 
-    def _best(self, trained: Sequence[_Trained], rows: TokenBatches, which: NDArray[np.int64]) -> int:
+    def _best(self, trained: Sequence[_Trained], rows: _TokenBatches, which: Ints) -> int:
         """Index of the most accurate probe on some rows; ties by NLL."""
-        found = []
-        for arrays, _ in trained:
+        found = np.zeros((len(trained), 2))
+        for own, (arrays, _) in zip(found, trained, strict=True):
             parameters = [torch.from_numpy(values).to(rows.device) for values in arrays]
-            hits, nll = 0, 0.0
             with torch.inference_mode():
                 for tokens, labels in rows.batches(which, int(self.batch_size)):
-                    logits = attentive_logits(tokens, *parameters)
-                    hits += int((logits.argmax(dim=1) == labels).sum())
-                    nll += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-            found.append((-hits, nll))
-        return min(range(len(found)), key=found.__getitem__)
+                    own += criterion(row_stats(attentive_logits(tokens, *parameters), labels), "top1")
+        return int(np.lexsort((found[:, 1], found[:, 0]))[0])
 
-    def _train(self, lr: float, rows: TokenBatches, which: NDArray[np.int64], scaling: Scaling) -> _Trained:
+    def _train(self, lr: float, rows: _TokenBatches, which: Ints, scaling: Scaling) -> _Trained:
         """Train on some rows; the folded parameters, and the mean loss of every epoch."""
         probe = _Probe(self, scaling, rows.device)
         per_epoch = -(-len(which) // int(self.batch_size))
@@ -238,7 +188,7 @@ class Attentive(NonlinearClassifier):
         return arrays, means
 
 
-_Trained = tuple[list[NDArray[np.float32]], NDArray[np.float64]]
+_Trained = tuple[list[Float32], Float]
 
 
 class _Probe:
@@ -261,8 +211,9 @@ class _Probe:
         piece = torch.arange(dim) * pieces // dim
         self._mask = (piece == torch.arange(pieces)[:, None]).float().to(device) * (dim / pieces) ** -0.5
         self._scaling = scaling
-        self._mean = torch.from_numpy(scaling.mean).float().to(device)
-        self._deviation = torch.from_numpy(scaling.deviation).float().to(device)
+        self._mean, self._deviation = (
+            torch.from_numpy(values).float().to(device) for values in (scaling.mean, scaling.deviation)
+        )
 
     def standardised(self, tokens: Tensor) -> Tensor:
         """Tokens (n, P, D) with mean zero and standard deviation one per dimension."""
@@ -272,10 +223,48 @@ class _Probe:
         """Arguments for `attentive_logits`: each piece of a query counts as a query."""
         return [(self.queries * self._mask).flatten(0, 1), self.values, self.weights, self.bias]
 
-    def folded(self) -> list[NDArray[np.float32]]:
+    def folded(self) -> list[Float32]:
         """The same for raw tokens: the mean shifts all scores of a query alike, and goes into the bias."""
-        found = [value.detach().cpu().double().numpy() for value in self.parameters()]
-        queries, values, weights, bias = found
+        queries, values, weights, bias = (value.detach().cpu().double().numpy() for value in self.parameters())
         queries, values = queries / self._scaling.deviation, values / self._scaling.deviation
         shift = np.einsum("cqe,qe->c", weights, values @ self._scaling.mean)
         return [value.astype(np.float32) for value in (queries, values, weights, bias - shift)]
+
+
+class _TokenBatches:
+    """The valid rows of some samples, by number: rows (N, P, D), or (N, D), which count as one token each.
+
+    Batches are on `device`; None is where the rows are.
+
+    >>> from heads.rows.samples import as_samples
+    >>> rows = _TokenBatches(as_samples(np.eye(3), [0, 1, 1]))
+    >>> [(tokens.shape, labels.tolist()) for tokens, labels in rows.batches(np.array([2, 0]), 1)]
+    [(torch.Size([1, 1, 3]), [1]), (torch.Size([1, 1, 3]), [0])]
+    """
+
+    def __init__(self, samples: Samples, device: str | None = None) -> None:
+        on_device, source = device_rows(samples), samples.source
+        self.device = torch.device(device or ("cpu" if on_device is None else on_device[0].device))
+        self._fetch: Callable[[Ints], Tensor]
+        if on_device is not None:
+            features, self.labels = on_device[0], samples.labels()
+            self._fetch = lambda rows: features[torch.from_numpy(rows).to(features.device)]
+        elif not isinstance(source, tuple) and is_table(source):
+            valid, gather = np.flatnonzero(source.valid), source.gather
+            self.labels = np.asarray(source.labels)[valid]
+            self._fetch = lambda rows: torch.from_numpy(np.asarray(gather(valid[rows])))
+        else:
+            held, labels = gathered(samples)
+            self.labels = np.asarray(labels, np.int64)
+            self._fetch = lambda rows: torch.from_numpy(np.asarray(held[rows]))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, rows: Ints, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens (n, P, D) float32 and labels (n,) of some rows, in that order, `size` at a time."""
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            tokens = self._fetch(some).to(self.device).float()
+            labels = torch.from_numpy(self.labels[some]).to(self.device)
+            yield tokens if tokens.ndim == 3 else tokens[:, None], labels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featcache.store.protocol import TextSource
 from heads.estimators.base import HeadClassifier
@@ -15,11 +15,9 @@ from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Rows, Samples, Selection, gathered, require_finite
+from heads.rows.samples import Features, Ints, Mask, Rows, Samples, Selection, gathered, require_finite
 from heads.rows.selection import selection_samples
 from heads.solvers.folds import FOLDS, FoldAssigner
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class FewShotRows:
 
     text: LinearHead
     samples: Samples
-    features: NDArray[np.floating]
-    labels: NDArray[np.int64]
+    features: Features
+    labels: Ints
     validation: Samples | None
 
 
@@ -55,8 +53,7 @@ class FewShotClassifier(HeadClassifier):
         X : image store, or array-like (N, D)
         y : labels (N,), with arrays: class indices of the zero-shot head
         texts : text store, or any linear head as zero-shot head
-        selection
-            Store, or ``(X, y)``, on which settings are chosen; None cross-validates on the training rows.
+        selection : store, or ``(X, y)``, on which settings are chosen; None cross-validates on the training rows
 
         Raises
         ------
@@ -86,20 +83,16 @@ class FewShotClassifier(HeadClassifier):
     def _record(self, rows: FewShotRows, settings: Json, how: str, *, of_path: bool = False) -> Provenance:
         """Provenance of settings chosen `how`; heads of the path were not chosen on a split."""
         params = {**settings, "metric": self.metric, "selection": how}
-        split = rows.validation if how == "split" and not of_path else None
-        chosen = None if split is None else split.store
-        return self._provenance(
-            params, rows.samples.store, chosen, rows.text, **text_identity(rows.text, self.classnames_)
-        )
+        chosen = rows.validation if how == "split" and not of_path else None
+        identity = text_identity(rows.text, self.classnames_)
+        return self._provenance(params, rows.samples, chosen, rows.text, **identity)
 
 
-def validation_folds(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+def validation_folds(labels: Ints, n_classes: int) -> tuple[Ints, Mask] | None:
     """Fold of each row, and whether its class has rows in other folds; None if no class has two rows.
 
     Folds are stratified: at most 5, and as many as the largest class has rows.
 
-    Examples
-    --------
     >>> folds, scored = validation_folds(np.array([0, 0, 1]), 2)
     >>> folds.tolist(), scored.tolist()
     ([0, 1, 0], [True, True, False])
@@ -108,3 +101,12 @@ def validation_folds(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray
     if counts.max() < 2:
         return None
     return FoldAssigner(n_classes, min(FOLDS, int(counts.max())))(labels), counts[labels] > 1
+
+
+def held_out_masks(labels: Ints, n_classes: int) -> list[tuple[Mask, Mask]]:
+    """Masks (N,) of the rows to fit on and the rows to score, for each of the `validation_folds`; empty without any."""
+    found = validation_folds(labels, n_classes)
+    if found is None:
+        return []
+    folds, scored = found
+    return [(folds != k, (folds == k) & scored) for k in range(int(folds.max()) + 1)]

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.parameters import NotNegative, OneOf
-from heads.estimators.base import LinearClassifier, Loss
+from heads.estimators.base import LinearClassifier, Loss, criterion
 from heads.estimators.discriminant import LinearDiscriminant
-from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, held_out_masks
 from heads.kernels.tally import stats_of_arrays
-from heads.rows.samples import gathered
+from heads.rows.samples import Features, Float, gathered
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.temperature import fit_mixture, fit_temperature
 
-Float = NDArray[np.float64]
 Labels = NDArray[np.integer]
 
 SHARES = np.logspace(-1.5, 1.5, 25)
 """Multiples of the maximum-likelihood alpha among which another metric chooses."""
 
 
+@dataclass(eq=False, repr=False)
 class GDA(FewShotClassifier, LinearClassifier):
     """Zero-shot logits plus alpha times a Gaussian discriminant with one shared covariance S.
 
@@ -47,7 +48,6 @@ class GDA(FewShotClassifier, LinearClassifier):
         Infinite if the zero-shot logits only do harm. With one row in every class none can be held out; the
         discriminant's logits are then scaled to a standard deviation of one over classes.
     temperature_ : float
-    classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
@@ -69,21 +69,17 @@ class GDA(FewShotClassifier, LinearClassifier):
 
     name = "gda"
 
-    alpha_: float
-
-    def __init__(self, alpha: NotNegative | Annotated[str, OneOf("fitted")] = "fitted", metric: Loss = "nll") -> None:
-        self.alpha = alpha
-        self.metric = metric
+    alpha: NotNegative | Annotated[str, OneOf("fitted")] = "fitted"
+    metric: Loss = "nll"
 
     def _fit(self, rows: FewShotRows) -> None:
-        X, y = rows.features.astype(np.float64), rows.labels
-        text = rows.text.weights.astype(np.float64), rows.text.bias.astype(np.float64)
-        weights, intercepts = gda(X, y, len(text[1]))
-        share, how = self._share(rows, X, (weights, intercepts))
-        self.coef_, self.intercept_ = text[0] + share * weights, text[1] + share * intercepts
-        self.alpha_ = share
-        if not np.isfinite(share):
-            self.coef_, self.intercept_ = weights, intercepts
+        X = rows.features.astype(np.float64)
+        weights, intercepts = gda(X, rows.labels, len(rows.text.bias))
+        self.alpha_, how = self._share(rows, X, (weights, intercepts))
+        if np.isfinite(self.alpha_):
+            weights = rows.text.weights.astype(np.float64) + self.alpha_ * weights
+            intercepts = rows.text.bias.astype(np.float64) + self.alpha_ * intercepts
+        self.coef_, self.intercept_ = weights, intercepts
         self.provenance_ = self._record(rows, {"alpha": self.alpha_, "temperature": self.temperature_}, how)
 
     def _share(self, rows: FewShotRows, X: Float, whole: tuple[Float, Float]) -> tuple[float, str]:
@@ -91,32 +87,27 @@ class GDA(FewShotClassifier, LinearClassifier):
         self.temperature_ = 1.0
         if not isinstance(self.alpha, str):
             return float(self.alpha), "given"
-        base_of = rows.text.logits
         found = _held_out(rows, X, whole)
         if found is None:
             spread = (X @ whole[0].T + whole[1]).std(axis=1).mean()
             return float(1.0 / spread) if spread > 0 else 0.0, "none"
         scores, features, labels = found
-        how, base = "folds" if rows.validation is None else "split", base_of(features)
+        how, base = "folds" if rows.validation is None else "split", rows.text.logits(features)
         temperature, weight = fit_mixture(scores, base, labels)
-        self.temperature_ = temperature / weight if weight > 0 else temperature
-        share = 1.0 / weight if weight > 0 else np.inf
+        self.temperature_, share = (temperature / weight, 1.0 / weight) if weight > 0 else (temperature, np.inf)
         if self.metric != "nll" and np.isfinite(share):
             self.temperature_, share = _best_share(share * SHARES, scores, base, labels, self.metric)
         return share, how
 
 
-def _best_share(
-    shares: Float, scores: Float, base: NDArray[np.floating], labels: Labels, metric: str
-) -> tuple[float, float]:
+def _best_share(shares: Float, scores: Float, base: Features, labels: Labels, metric: str) -> tuple[float, float]:
     """The temperature, and the alpha with the best accuracy (ties by NLL) or squared error on held-out rows."""
     found = []
     for share in shares.tolist():
         logits = base + share * scores
         temperature = fit_temperature(logits, labels)
         stats = stats_of_arrays((logits / temperature).astype(np.float32), labels)
-        missed = (stats.rank > 0).float() if metric == "top1" else stats.brier
-        found.append((float(missed.double().sum()), float(stats.nll.double().sum()), temperature, share))
+        found.append((*criterion(stats, metric), temperature, share))
     return min(found)[2:]
 
 
@@ -126,33 +117,23 @@ def gda(X: Float, y: Labels, n_classes: int) -> tuple[Float, Float]:
     present = moments.counts > 0
     (solved,) = LinearDiscriminant("auto", "uniform").candidates(moments.of_columns(present))
     n, dim = X.shape
-    scale, classes = dim * (n - 1) / (n * (n - 1 + dim)), int(present.sum())  # the paper's S is divided by N - 1
+    scale = dim * (n - 1) / (n * (n - 1 + dim))  # the paper's S is divided by N - 1
     weights, intercepts = np.empty((n_classes, dim)), np.empty(n_classes)
     weights[present] = scale * solved.weights
-    intercepts[present] = scale * solved.intercepts + (1 - scale) * np.log(1 / classes)  # log(1/C) is not scaled
+    intercepts[present] = scale * solved.intercepts + (1 - scale) * np.log(1 / present.sum())  # log(1/C) is not scaled
     weights[~present], intercepts[~present] = weights[present].mean(axis=0), intercepts[present].mean()
     return weights, intercepts
 
 
-def _held_out(
-    rows: FewShotRows, X: Float, whole: tuple[Float, Float]
-) -> tuple[Float, NDArray[np.floating], Labels] | None:
+def _held_out(rows: FewShotRows, X: Float, whole: tuple[Float, Float]) -> tuple[Float, Features, Labels] | None:
     """Scores, features and labels of the selection split, or of folds of the training rows; None if neither exists."""
     if rows.validation is not None:
         features, labels = gathered(rows.validation)
         return features.astype(np.float64) @ whole[0].T + whole[1], features, labels
-    found = validation_folds(rows.labels, len(whole[1]))
-    if found is None:
-        return None
-    folds, scored = found
-    scores = np.zeros((len(X), len(whole[1])))
-    for k in range(int(folds.max()) + 1):
-        keep, out = folds != k, folds == k
-        if len(np.unique(rows.labels[keep])) < 2:
-            scored = scored & ~out
-            continue
-        weights, intercepts = gda(X[keep], rows.labels[keep], len(whole[1]))
-        scores[out] = X[out] @ weights.T + intercepts
-    if not scored.any():
-        return None
-    return scores[scored], rows.features[scored], rows.labels[scored]
+    scores, held = np.zeros((len(X), len(whole[1]))), np.zeros(len(X), bool)
+    for keep, scored in held_out_masks(rows.labels, len(whole[1])):
+        if len(np.unique(rows.labels[keep])) > 1:
+            weights, intercepts = gda(X[keep], rows.labels[keep], len(whole[1]))
+            scores[scored] = X[scored] @ weights.T + intercepts
+            held |= scored
+    return (scores[held], rows.features[held], rows.labels[held]) if held.any() else None

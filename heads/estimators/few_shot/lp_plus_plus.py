@@ -8,20 +8,18 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.parameters import Count
 from heads.estimators.base import LinearClassifier, Metric, best_setting
-from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, held_out_masks
 from heads.estimators.text_prior import class_directions
-from heads.rows.samples import gathered
+from heads.rows.samples import Features, Float, Ints, Mask, gathered
 from heads.solvers.logistic.precision import Precision, cpu_precision
 from heads.solvers.parallel import denormals_as_zero, one_torch_thread, side_by_side
 from heads.solvers.primitives import class_sums
 
-Float = NDArray[np.float64]
 Result = TypeVar("Result")
 
 _BLEND = 250.0  # the authors' ratio of the initial blend to the mean cosine of an image with its class's text
@@ -33,6 +31,7 @@ HELD_ROWS = 2000
 _LENGTHS = (1e-2, 1e15)
 
 
+@dataclass(eq=False, repr=False)
 class LPPlusPlus(FewShotClassifier, LinearClassifier):
     """Cross entropy of ``logits_c = x . (w_c + blend_c t_c) + b_c``, by gradient descent with fixed step sizes.
 
@@ -56,10 +55,8 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
         after which the head is fitted on all of them. (Folds are stratified, at most 5 and at most the number of rows
         of the largest class; enough folds to hold out 2,000 rows are used.) With one row in every class none can be
         held out, and all steps are taken.
-    top1_, nll_ : (steps,) float64
-        After every step, on the rows used for the choice; empty if nothing was held out.
+    top1_, nll_ : (steps,) float64; after every step, on the rows used for the choice; empty if nothing was held out
     temperature_ : 1.0
-    classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
@@ -85,14 +82,8 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
 
     name = "lp_plus_plus"
 
-    blend_: Float
-    steps_: int
-    top1_: Float
-    nll_: Float
-
-    def __init__(self, steps: Count = 300, metric: Metric = "top1") -> None:
-        self.steps = steps
-        self.metric = metric
+    steps: Count = 300
+    metric: Metric = "top1"
 
     def _fit(self, rows: FewShotRows) -> None:
         directions = class_directions(rows.text)[0]
@@ -138,11 +129,11 @@ class _Rows:
     directions: Tensor
 
     @classmethod
-    def of(cls, features: NDArray[np.floating], labels: NDArray[np.int64], directions: Float) -> _Rows:
+    def of(cls, features: Features, labels: Ints, directions: Float) -> _Rows:
         columns = features.astype(np.float32), np.asarray(labels, np.int64), directions.astype(np.float32)
         return cls(*map(torch.from_numpy, columns))
 
-    def take(self, rows: NDArray[np.bool_]) -> _Rows:
+    def take(self, rows: Mask) -> _Rows:
         kept = torch.from_numpy(rows)
         return _Rows(self.features[kept], self.labels[kept], self.directions)
 
@@ -242,18 +233,15 @@ class _Descent:
 
 def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
     """Training and validation rows of each fold until enough are held out; nothing if no class has two rows."""
-    found = validation_folds(rows.labels.numpy(), len(rows.directions))
-    if found is None:
-        return []
-    (folds, scored), pairs, held = found, [], 0
-    for k in range(int(folds.max()) + 1):
+    pairs, held = [], 0
+    for keep, scored in held_out_masks(rows.labels.numpy(), len(rows.directions)):
         if held < HELD_ROWS:
-            pairs.append((rows.take(folds != k), rows.take((folds == k) & scored)))
-            held += len(pairs[-1][1].labels)
+            pairs.append((rows.take(keep), rows.take(scored)))
+            held += int(scored.sum())
     return pairs
 
 
-def _check_lengths(features: NDArray[np.floating]) -> None:
+def _check_lengths(features: Features) -> None:
     """Refuse rows far from unit length: the bias steps would diverge, or logits overflow."""
     length = float(np.sqrt(np.square(features, dtype=np.float64).sum(axis=1).mean()))
     if not _LENGTHS[0] <= length <= _LENGTHS[1]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,17 +24,16 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.projected import ProjectedHead
 from heads.fitted.provenance import check_classes
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import Rows, Samples, as_samples, is_store, to_numpy
+from heads.rows.samples import Float32, Rows, Samples, as_samples, is_store, to_numpy
 from heads.solvers.logistic.precision import cpu_precision
 from heads.solvers.parallel import denormals_as_zero, one_torch_thread, side_by_side
 from heads.solvers.schedule import cosine
-
-Float32 = NDArray[np.float32]
 
 _EPS = 1e-4  # of Adam, as published
 _PIECE_ROWS = 1024
 
 
+@dataclass(eq=False, repr=False)
 class ProLIP(FewShotClassifier, NonlinearClassifier):
     """Cross entropy of ``s cos(x W, t_c)`` plus ``penalty ||W - W0||²``, with W started from the model's projection W0.
 
@@ -52,10 +52,8 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
     Attributes
     ----------
     projection_ : (W, D) float32
-    losses_ : (epochs,) float64
-        Before each step, including the penalty.
+    losses_ : (epochs,) float64; before each step, including the penalty
     head_ : ProjectedHead
-    classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
@@ -80,13 +78,9 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
     name = "prolip"
     metric = "nll"
 
-    projection_: Float32
-    losses_: NDArray[np.float64]
-
-    def __init__(self, penalty: Decay | None = None, lr: Rate = 1e-5, epochs: Count = 300) -> None:
-        self.penalty = penalty
-        self.lr = lr
-        self.epochs = epochs
+    penalty: Decay | None = None
+    lr: Rate = 1e-5
+    epochs: Count = 300
 
     def fit(  # type: ignore[override]  # nothing is chosen
         self,
@@ -209,10 +203,7 @@ class _Passes:
 def _stored_projection(store: FeatureSource, text: LinearHead) -> Float32 | None:
     """The projection of a tap, if it maps to the space of these texts; None for features already in that space.
 
-    Raises
-    ------
-    MismatchError
-        If the texts are another model's, or the tap was written before projections were stored.
+    MismatchError if the texts are another model's, or the tap was written before projections were stored.
     """
     found = store.visual_projection
     if found is None:

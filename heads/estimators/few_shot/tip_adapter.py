@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.parameters import Count, NotNegative, Positive, Range, Rate, Seed
 from heads.estimators.base import Metric, NonlinearClassifier, best_setting
-from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, held_out_masks, validation_folds
 from heads.fitted.base import label_values
 from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import Array
+from heads.rows.samples import Array, Features, Float, Float32, Ints, overflow
 from heads.solvers.parallel import map_pieces, one_torch_thread, side_by_side
-
-Float = NDArray[np.float64]
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0, 9.0, 16.0)
 BETAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 10.0, 15.0, 22.0)
@@ -38,6 +36,7 @@ class Grid(NamedTuple):
     betas: Float
 
 
+@dataclass(eq=False, repr=False)
 class TipAdapter(FewShotClassifier, NonlinearClassifier):
     """Zero-shot logits plus votes of the training rows by their similarity to the image; not trained, not linear.
 
@@ -63,9 +62,8 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         the zero-shot head and the keys of the other folds. Folds are stratified, at most 5 and at most the number of
         rows of the largest class; rows whose class has no key in other folds are ignored. With one row per class none
         can be held out, and the pair is the paper's (1, 5.5), or the nearest one of the grids.
-    top1_, nll_ : (A, B) float64
-        For every pair, on the rows used for the choice; NaN if there was nothing to choose.
-    classes_, classnames_, n_features_in_, provenance_, head_
+    top1_, nll_ : (A, B) float64; for every pair, on the rows used for the choice; NaN if there was nothing to choose
+    head_
 
     Notes
     -----
@@ -88,21 +86,9 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
 
     name = "tip_adapter"
 
-    head_: TipAdapterHead
-    alpha_: float
-    beta_: float
-    top1_: Float
-    nll_: Float
-
-    def __init__(
-        self,
-        alphas: NotNegative | Sequence[NotNegative] = ALPHAS,
-        betas: Positive | Sequence[Positive] = BETAS,
-        metric: Metric = "top1",
-    ) -> None:
-        self.alphas = alphas
-        self.betas = betas
-        self.metric = metric
+    alphas: NotNegative | Sequence[NotNegative] = ALPHAS
+    betas: Positive | Sequence[Positive] = BETAS
+    metric: Metric = "top1"
 
     def path_heads(self) -> list[TipAdapterHead]:
         """One head per pair, ordered by beta, then by alpha; none of them is chosen, and all share one bank.
@@ -131,9 +117,9 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         self._path_record = self._record(rows, settings, how, of_path=True)
         columns = np.arange(len(self.classnames_))
         names = self.classnames_, self.name, self.provenance_, label_values(self.classes_)
-        self.head_ = TipAdapterHead(rows.text, bank, self.alpha_, self.beta_, columns, *names)
+        self.head_: TipAdapterHead = TipAdapterHead(rows.text, bank, self.alpha_, self.beta_, columns, *names)
 
-    def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
+    def _bank(self, features: Features, labels: Ints, text: LinearHead) -> KeyBank:
         """The training rows as keys."""
         return KeyBank(features, labels, len(text.classnames))
 
@@ -168,6 +154,7 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         return scored(rows.text, bank, self._grid, [queries], folds)
 
 
+@dataclass(eq=False, repr=False)
 class TipAdapterF(TipAdapter):
     """`TipAdapter` with keys trained by cross entropy at the paper's alpha and beta, before both are chosen.
 
@@ -197,49 +184,35 @@ class TipAdapterF(TipAdapter):
 
     name = "tip_adapter_f"
 
-    def __init__(
-        self,
-        alphas: NotNegative | Sequence[NotNegative] = ALPHAS,
-        betas: Positive | Sequence[Positive] = BETAS,
-        metric: Metric = "top1",
-        epochs: Annotated[int, Range(0, 2**31 - 1)] = 20,
-        learning_rate: Rate = 1e-3,
-        batch_size: Count = 256,
-        seed: Seed = 0,
-    ) -> None:
-        super().__init__(alphas, betas, metric)
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.seed = seed
+    epochs: Annotated[int, Range(0, 2**31 - 1)] = 20
+    learning_rate: Rate = 1e-3
+    batch_size: Count = 256
+    seed: Seed = 0
 
-    def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
+    def _bank(self, features: Features, labels: Ints, text: LinearHead) -> KeyBank:
         """The training rows as keys, trained."""
-        training = KeyTraining(self.epochs, self.learning_rate, self.batch_size, self.seed)
-        return KeyBank(train_keys(features, labels, text, training), labels, len(text.classnames), free=True)
+        names = ("epochs", "learning_rate", "batch_size", "seed")
+        keys = train_keys(features, labels, text, **{name: vars(self)[name] for name in names})
+        return KeyBank(keys, labels, len(text.classnames), free=True)
 
     def _fold_scores(self, bank: KeyBank, rows: FewShotRows) -> Float | None:
         """Score each fold's rows by keys trained on the other folds; `bank` is not used."""
-        found = validation_folds(rows.labels, len(rows.text.classnames))
-        if found is None:
+        masks = held_out_masks(rows.labels, len(rows.text.classnames))
+        masks = [(keep, held) for keep, held in masks if keep.any() and held.any()]
+        if not masks:
             return None
-        folds, scorable = found
 
-        def of_fold(fold: slice) -> tuple[KeyBank | None, NDArray[np.bool_]]:
-            validation, training = (folds == fold.start) & scorable, folds != fold.start
-            if not validation.any() or not training.any():
-                return None, validation
-            return self._bank(rows.features[training], rows.labels[training], rows.text), validation
+        def of_fold(fold: slice) -> KeyBank:
+            keep = masks[fold.start][0]
+            return self._bank(rows.features[keep], rows.labels[keep], rows.text)
 
-        total, n = np.zeros((2, len(self._grid.alphas), len(self._grid.betas))), 0
         with one_torch_thread() as threads:  # folds side by side, one thread each
-            trained = list(side_by_side(int(folds.max()) + 1, 1, of_fold, threads))
-        for bank_of_fold, validation in trained:
-            if bank_of_fold is not None:
-                queries = rows.features[validation], rows.labels[validation]
-                share = len(bank_of_fold.labels) / len(rows.labels)
-                total += scored(rows.text, bank_of_fold, self._grid, [queries], share=share) * validation.sum()
-                n += int(validation.sum())
+            banks = list(side_by_side(len(masks), 1, of_fold, threads))
+        total, n = np.zeros((2, len(self._grid.alphas), len(self._grid.betas))), 0
+        for bank_of_fold, (keep, held) in zip(banks, masks, strict=True):
+            queries, share = (rows.features[held], rows.labels[held]), keep.mean()
+            total += scored(rows.text, bank_of_fold, self._grid, [queries], share=float(share)) * held.sum()
+            n += int(held.sum())
         return total / n
 
 
@@ -248,7 +221,7 @@ def scored(
     bank: KeyBank,
     grid: Grid,
     queries: Iterable[tuple[Array, ...]],
-    folds: NDArray[np.int64] | None = None,
+    folds: Ints | None = None,
     share: float = 1.0,
 ) -> Float:
     """Accuracy and NLL (2, A, B) of every pair of the grid on blocks of rows ``(X, y)``.
@@ -257,7 +230,7 @@ def scored(
     If only a `share` of the head's keys votes, votes are divided by it.
     """
 
-    def of_piece(features: NDArray[np.floating], labels: NDArray[np.int64], *own: NDArray[np.int64]) -> Float:
+    def of_piece(features: Features, labels: Ints, *own: Ints) -> Float:
         sums = np.zeros((2, len(grid.alphas), len(grid.betas)))
         for start in range(0, len(labels), QUERY_ROWS):
             some = slice(start, start + QUERY_ROWS)
@@ -279,19 +252,16 @@ def scored(
     return total / n
 
 
-@dataclass(frozen=True)
-class KeyTraining:
-    """How keys are trained: AdamW with a cosine schedule, rows shuffled by `seed`."""
-
-    epochs: int = 20
-    learning_rate: float = 1e-3
-    batch_size: int = 256
-    seed: int = 0
-
-
 def train_keys(
-    features: NDArray[np.floating], labels: NDArray[np.integer], text: LinearHead, training: KeyTraining
-) -> NDArray[np.float32]:
+    features: Features,
+    labels: NDArray[np.integer],
+    text: LinearHead,
+    *,
+    epochs: int,
+    learning_rate: float = 1e-3,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Float32:
     """Train keys (M, D) from the unit rows to lower the rows' cross entropy, at the paper's alpha and beta.
 
     Features are (M, D), labels (M,) class indices of `text`. No row votes for itself.
@@ -301,17 +271,16 @@ def train_keys(
     with np.errstate(over="ignore", invalid="ignore"):
         base = torch.from_numpy(text.logits(np.asarray(features)))
     if not torch.isfinite(base).all():
-        size = float(np.abs(features).max())
-        raise HeadError(f"zero-shot logits overflow float32: features reach {size:.3g}; scale them to rows of length 1")
+        raise overflow("zero-shot logits overflow", features)
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     keys = rows.clone()
-    optimiser = torch.optim.AdamW([keys], lr=training.learning_rate, eps=1e-4, fused=True)
-    generator = torch.Generator().manual_seed(training.seed)
-    batches = -(-len(rows) // training.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, training.epochs * batches))
-    for _ in range(training.epochs):
+    optimiser = torch.optim.AdamW([keys], lr=learning_rate, eps=1e-4, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    batches = -(-len(rows) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, epochs * batches))
+    for _ in range(epochs):
         order = torch.randperm(len(rows), generator=generator)
-        for batch in order.split(training.batch_size):  # type: ignore[no-untyped-call]
+        for batch in order.split(batch_size):  # type: ignore[no-untyped-call]
             # Keys (M) by rows (b) throughout, so that sums over the keys of a class run along memory.
             queries, place = rows[batch], torch.arange(len(batch))
             weights = (keys @ queries.T).sub_(1.0).mul_(beta).exp_()
@@ -324,7 +293,7 @@ def train_keys(
             keys.grad = weights.mul_(slope[targets]) @ queries
             optimiser.step()
             schedule.step()
-    trained: NDArray[np.float32] = keys.numpy()
+    trained: Float32 = keys.numpy()
     if not np.isfinite(trained).all():
-        raise HeadError(f"training the keys diverged at learning_rate={training.learning_rate:g}; try a smaller one")
+        raise HeadError(f"training the keys diverged at learning_rate={learning_rate:g}; try a smaller one")
     return trained

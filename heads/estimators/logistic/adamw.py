@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
-import torch
-
-from featcache.parameters import Decay, Rate, Whole
-from heads.estimators.logistic.probes import Epochs, Groups, ProbeOptions, TrainedProbes
+from featcache.parameters import Count, Decay, Fraction, Rate, Whole
+from heads.estimators.base import Loss
+from heads.estimators.logistic.probes import Epochs, TrainedProbes
 
 LRS = (1e-3, 1e-2, 1e-1)
 CLIP = 1.0  # largest norm of the gradient
 
 
+@dataclass(eq=False, repr=False)
 class AdamW(TrainedProbes):
     """Cross entropy of ``logits = W x + b``, minimised by AdamW with linear warm-up and cosine decay to zero.
 
@@ -50,17 +50,14 @@ class AdamW(TrainedProbes):
     name = "adamw"
     clip = CLIP
 
-    def __init__(
-        self,
-        lr: Rate | Sequence[Rate] = LRS,
-        weight_decay: Decay | Sequence[Decay] = 0.1,
-        epochs: Epochs | None = None,
-        warmup: Whole | None = None,
-        **shared: Unpack[ProbeOptions],
-    ) -> None:
-        super().__init__(epochs=epochs, warmup=warmup, **shared)
-        self.lr = lr
-        self.weight_decay = weight_decay
-
-    def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups)
+    lr: Rate | Sequence[Rate] = LRS
+    weight_decay: Decay | Sequence[Decay] = 0.1
+    epochs: Epochs | None = None
+    warmup: Whole | None = None
+    _: KW_ONLY
+    batch_size: Count = 128
+    label_smoothing: Fraction = 0.0
+    prior: object = None
+    seed: Whole = 0
+    metric: Loss = "top1"
+    standardise: bool = False

@@ -9,7 +9,7 @@ if the score has a single peak.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from featcache.progress import Progress, Silent
 from heads.kernels import linear_nll
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.device import chosen_rows, device_rows
-from heads.rows.samples import Samples
+from heads.rows.samples import Float, Mask, Samples
 from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.logistic.path import Fitted, PathSolver, validation_logits
 from heads.solvers.logistic.rows import COPY_BYTES, DeviceRows, Rows, TrainingRows
@@ -30,11 +30,9 @@ GRID = np.logspace(-6, 6, 96)
 """Values of C; the penalties 1 / C are the same values in reverse order."""
 
 
-def search(score: Callable[[float], float], grid: NDArray[np.float64] = GRID) -> dict[float, float]:
+def search(score: Callable[[float], float], grid: Float = GRID) -> dict[float, float]:
     """Scores (larger is better) of the values tried, in the order of trying; the best wins, on ties the smallest value.
 
-    Examples
-    --------
     >>> found = search(lambda C: -abs(np.log10(C) - 0.3))
     >>> round(max(found, key=found.get), 2), len(found)
     (2.07, 15)
@@ -58,10 +56,8 @@ def search(score: Callable[[float], float], grid: NDArray[np.float64] = GRID) ->
     return {float(grid[place]): value for place, value in found.items()}
 
 
-Float = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Scored = tuple[list[Float], NDArray[np.integer], Float | None]
-"""Logits (n, C) of each head, labels (n,) and weights (n,) of some rows."""
+Scored = tuple[Float, NDArray[np.integer], Float | None]
+"""Logits (n, C), labels (n,) and weights (n,) of some rows."""
 Solver = Callable[[TrainingRows, Mask | None], PathSolver]
 
 _TRIED = 15  # values of C that the search tries, approximately
@@ -133,7 +129,7 @@ class Choice:
             self.how, path = "split", []
             for fitted in self._told(whole.path(Cs, tol)):
                 path.append(fitted)
-                scores = np.append(scores, self._split_scores([fitted], self.validation))
+                scores = np.append(scores, self._split_score(fitted, self.validation))
                 if self._turned(scores):
                     break
         else:
@@ -194,9 +190,9 @@ class Choice:
     def _score(self, fitted: Fitted, held: Mask) -> float:
         """`metric` of a fit on the selection split, or without one on the rows of a mask."""
         if self.validation is not None:
-            return float(self._split_scores([fitted], self.validation)[0])
-        sums, n = self._fold_sums(held, [fitted])
-        return float(sums[0] / n)
+            return self._split_score(fitted, self.validation)
+        total, n = self._fold_sum(held, fitted)
+        return total / n
 
     def settled(self, fitted: Fitted) -> Fitted:
         """The chosen fit of the default path, refitted to the solver's own tolerance."""
@@ -218,8 +214,7 @@ class Choice:
             for k, (keep, scored) in enumerate(folds):
                 solver = self.solver(self.rows, keep)
                 for place, fitted in enumerate(self._told(solver.path(Cs[done:stop])), start=done):
-                    found, n[k] = self._fold_sums(scored, [fitted])
-                    sums[k, place] = found[0]
+                    sums[k, place], n[k] = self._fold_sum(scored, fitted)
                     if k == done == 0 and self._turned(sums[0, : place + 1] / n[0]):
                         stop = place + 1
                         break
@@ -249,9 +244,8 @@ class Choice:
         If no row can be held out, the fit of the C nearest to 1, without scores.
         """
         solver, fitted, scores = self.solver(self.rows, None), {}, {}
-        folds = (
-            [(self.solver(self.rows, keep), scored) for keep, scored in self._folds()] if not self.validation else []
-        )
+        masks = self._folds() if self.validation is None else ()
+        folds = [(self.solver(self.rows, keep), scored) for keep, scored in masks]
         if self.validation is None and not folds:
             return [solver.fit(float(GRID[_nearest_to_one(GRID)]))], self._without_choice()
         self.how = "folds" if self.validation is None else "split"
@@ -261,10 +255,10 @@ class Choice:
             fitted[C] = solver.fit(C)
             self.progress.advance((1 + len(folds)) * len(self.rows.y))
             if self.validation is not None:
-                scores[C] = float(self._split_scores([fitted[C]], self.validation)[0])
+                scores[C] = self._split_score(fitted[C], self.validation)
             else:
-                parts = [self._fold_sums(scored, [fold.fit(C)]) for fold, scored in folds]
-                scores[C] = float(sum(sums[0] for sums, _ in parts)) / (sum(n for _, n in parts) or 1)
+                sums = np.sum([self._fold_sum(scored, fold.fit(C)) for fold, scored in folds], axis=0)
+                scores[C] = float(sums[0]) / (sums[1] or 1)
             return -scores[C] if self.metric == "nll" else scores[C]
 
         Cs = sorted(search(score))
@@ -286,18 +280,16 @@ class Choice:
         warnings.warn(f"{what} (give a selection split, or one C)", UserWarning, stacklevel=4)
         return np.zeros(0)
 
-    def _split_scores(self, path: Sequence[Fitted], validation: Samples) -> Float:
-        """`metric` of some fits on the selection split, in one pass."""
+    def _split_score(self, fitted: Fitted, validation: Samples) -> float:
+        """`metric` of a fit on the selection split, in one pass."""
         own = self.class_weights
         on_device = device_rows(validation) if own is None else None
         if on_device is not None:
-            return self._kernel_sums(*on_device, path) / max(len(on_device[1]), 1)
-        wide = ((features.astype(np.float64), labels) for features, labels in validation.blocks())
-        blocks = (
-            ([x @ f.weights.T + f.intercepts for f in path], labels, None if own is None else own[labels])
-            for x, labels in wide
+            return self._kernel_sum(*on_device, fitted) / max(len(on_device[1]), 1)
+        total, n = self._sum(
+            (x.astype(np.float64) @ fitted.weights.T + fitted.intercepts, y, None if own is None else own[y])
+            for x, y in validation.blocks()
         )
-        total, n = self._sums(blocks)
         return total / (n or 1)
 
     def _folds(self) -> Iterator[tuple[Mask, Mask]]:
@@ -320,36 +312,34 @@ class Choice:
                 held += int(scored.sum())
                 yield keep, scored
 
-    def _fold_sums(self, scored: Mask, fitted: Sequence[Fitted]) -> tuple[Float, float]:
-        """Sum of `metric` over the rows of one fold, per fit, and the total weight of these rows."""
+    def _fold_sum(self, scored: Mask, fitted: Fitted) -> tuple[float, float]:
+        """Sum of `metric` over the rows of one fold, and the total weight of these rows."""
         if not isinstance(self.rows, DeviceRows) or self.rows.weights is not None:
-            return self._sums(self._held_out(scored, fitted))
+            return self._sum(self._held_out(scored, fitted))
         chosen = chosen_rows((self.rows.X, torch.from_numpy(self.rows.y).to(self.rows.X.device)), scored)
-        return self._kernel_sums(*chosen, fitted), int(scored.sum())
+        return self._kernel_sum(*chosen, fitted), int(scored.sum())
 
-    def _held_out(self, scored: Mask, fitted: Sequence[Fitted]) -> Iterator[Scored]:
+    def _held_out(self, scored: Mask, fitted: Fitted) -> Iterator[Scored]:
         """Logits, labels and weights of the training rows of a mask."""
         own, done = None if self.rows.weights is None else self.rows.weights[scored], 0
-        for logits, labels in validation_logits(self.rows, scored, fitted):
+        for (logits,), labels in validation_logits(self.rows, scored, [fitted]):
             yield logits, labels, None if own is None else own[done : done + len(labels)]
             done += len(labels)
 
-    def _kernel_sums(self, X: torch.Tensor, labels: torch.Tensor, fitted: Sequence[Fitted]) -> Float:
-        """Sum of `metric` per fit over rows on a device, computed there in float32."""
-        weights = [f.weights.astype(np.float32) for f in fitted]
-        bias = [f.intercepts.astype(np.float32) for f in fitted]
-        found = linear_nll(X, weights, labels, bias=bias)
-        return np.asarray(found.nll if self.metric == "nll" else found.top1, np.float64)
+    def _kernel_sum(self, X: torch.Tensor, labels: torch.Tensor, fitted: Fitted) -> float:
+        """Sum of `metric` over rows on a device, computed there in float32."""
+        weights, bias = fitted.weights.astype(np.float32), fitted.intercepts.astype(np.float32)
+        found = linear_nll(X, [weights], labels, bias=[bias])
+        return float((found.nll if self.metric == "nll" else found.top1)[0])
 
-    def _sums(self, blocks: Iterator[Scored]) -> tuple[Float, float]:
-        """Weighted sum of `metric` over rows, per fit, and the sum of weights."""
-        total, n = np.zeros(1), 0.0
+    def _sum(self, blocks: Iterable[Scored]) -> tuple[float, float]:
+        """Weighted sum of `metric` over rows, and the sum of weights."""
+        total = n = 0.0
         for logits, labels, weights in blocks:
-            found = [stats_of_arrays(of_head, labels) for of_head in logits]
-            values = [np.asarray(f.nll if self.metric == "nll" else f.rank == 0, np.float64) for f in found]
+            found = stats_of_arrays(logits, labels)
+            values = np.asarray(found.nll if self.metric == "nll" else found.rank == 0, np.float64)
             own = np.ones(len(labels)) if weights is None else weights
-            total = total + np.array([float(value @ own) for value in values])
-            n += float(own.sum())
+            total, n = total + float(values @ own), n + float(own.sum())
         return total, n
 
 

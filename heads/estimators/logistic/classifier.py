@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated, Self, Unpack
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.exceptions import ConvergenceWarning
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive, Tolerance
-from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier, Metric, RowsClassifier
 from heads.estimators.logistic.choice import FOLD_TOL, Choice
+from heads.estimators.logistic.path import PathOfC
 from heads.estimators.logistic.training_rows import logistic_rows
-from heads.estimators.standardise import Weighted, Weighting
+from heads.estimators.standardise import Weighting
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
-from heads.rows.samples import Rows, Samples, Selection, is_on_device, to_numpy
-from heads.rows.weights import checked_weights, plain_weights, row_weights
+from heads.rows.samples import Float, Mask, Rows, Samples, Selection, is_on_device, to_numpy
+from heads.rows.weights import plain_weights, row_weights
 from heads.solvers.edges import warn_at_edge
+from heads.solvers.logistic.one_vs_rest import FittedClasses
 from heads.solvers.logistic.path import Fitted, PathSolver
 from heads.solvers.logistic.rows import TrainingRows
 from heads.solvers.parallel import one_thread
-
-Float = NDArray[np.float64]
 
 CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 """Default path: 13 values from 1e-2 to 1e4, two per decade."""
@@ -39,7 +36,8 @@ _LARGEST = 1e10
 _NARROW = 4096  # with fewer weights threads cost more than they save (60,000 x 128, ten classes: twice the time)
 
 
-class Logistic(Weighting, RowsClassifier, LinearClassifier):
+@dataclass(eq=False, repr=False)
+class Logistic(PathOfC, Weighting, RowsClassifier, LinearClassifier):
     """Softmax regression with an L2 penalty, C chosen on held-out rows.
 
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
@@ -84,18 +82,15 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
     ----------
     coef_ : (C, D) float64
     intercept_ : (C,) float64; sums to zero after subtracting that of the prior
-    C_ : float
-        The chosen inverse penalty.
+    C_ : the chosen inverse penalty
     Cs_ : (A,) float64, ascending; with the default path or "search", the values tried
     cv_scores_ : (A,) float64
         `metric` on the selection split, or by 5-fold cross-validation that stops once 8,192 rows have been held out
         (default path with 40,960 rows or more: fits on the second fold, scored on the first); empty with one C, or if
         nothing can be held out.
-    objectives_ : (A,) float64
-        Minimum of the objective as scaled by scikit-learn.
+    objectives_ : (A,) float64; minimum of the objective as scaled by scikit-learn
     n_iter_ : (A,) int64
     temperature_ : 1.0
-    classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
@@ -121,38 +116,22 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
     name = "logistic"
     centred = False  # at the optimum, weights and intercepts (less the prior's) already sum to zero over classes
 
-    C_: float
-    Cs_: Float
-    cv_scores_: Float
-    objectives_: Float
-    n_iter_: NDArray[np.int64]
-
-    def __init__(
-        self,
-        C: Positive | Annotated[str, OneOf("search")] | Sequence[Positive] = CS,
-        fit_intercept: bool = True,
-        prior: object = None,
-        metric: Metric = "nll",
-        tol: Tolerance = 1e-8,
-        max_iter: Count = 1000,
-        refit: bool = False,
-        in_memory: bool | None = None,
-        **shared: Unpack[Weighted],
-    ) -> None:
-        super().__init__(**shared)
-        self.C = C
-        self.fit_intercept = fit_intercept
-        self.prior = prior
-        self.metric = metric
-        self.tol = tol
-        self.max_iter = max_iter
-        self.refit = refit
-        self.in_memory = in_memory
+    C: Positive | Annotated[str, OneOf("search")] | Sequence[Positive] = CS
+    fit_intercept: bool = True
+    prior: object = None
+    metric: Metric = "nll"
+    tol: Tolerance = 1e-8
+    max_iter: Count = 1000
+    refit: bool = False
+    in_memory: bool | None = None
+    _: KW_ONLY
+    class_weight: Any = None
+    standardise: bool = False
 
     def _check_parameters(self) -> None:
         """Also set `_Cs`: ascending values of C, or None for the search."""
         super()._check_parameters()
-        self._Cs = None if isinstance(self.C, str) else np.unique(np.asarray(self.C, dtype=np.float64))
+        self._Cs = None if isinstance(self.C, str) else np.unique(np.asarray(self.C, np.float64))
 
     def fit(
         self,
@@ -186,8 +165,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
 
     def _fit(self, samples: Samples, validation: Samples | None, sample_weight: ArrayLike | None = None) -> None:
         weights = row_weights(samples, self.class_weight, sample_weight)
-        given = None if sample_weight is None else checked_weights(sample_weight, len(samples.labels()))
-        samples, validation = self._scaled(samples, validation, given)
+        samples, validation = self._scaled(samples, validation, sample_weight)
         _check_size(samples)
         Cs, prior = self._Cs, checked_prior(self.prior, samples)
         pull = self._on_scale(prior)
@@ -223,65 +201,41 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         self._path, best = [self._unscaled(f) for f in self._path], self._unscaled(best)
         self.coef_, self.intercept_, self.C_, self.temperature_ = best.weights, best.intercepts, best.C, 1.0
         self._absent = _missing(best)
-        chosen_on = validation.store if choice.how == "split" and validation is not None else None
+        chosen_on = validation if choice.how == "split" else None
         self._take_provenance(splits, choice.how, chosen_on, prior, weights is not None)
 
     def _rows(self, splits: list[Samples], weights: Float | None) -> TrainingRows:
         intercept = bool(self.fit_intercept)
         return logistic_rows(splits, fit_intercept=intercept, in_memory=self.in_memory, weights=weights)
 
-    def path(self) -> tuple[Float, Float]:
-        """Weights (A, C, D) and intercepts (A, C) of the logits, for every C of `Cs_`."""
-        check_is_fitted(self, "coef_")
-        return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
-
     def path_heads(self) -> list[LinearHead]:
         """A `LinearHead` for every C, fitted on the training rows alone; `heads.evaluate` takes them all at once."""
         check_is_fitted(self, "coef_")
         heads = []
         for f in self._path:
-            head = self._as_head(
-                f.weights, f.intercepts, 1.0, f"{self.name} C={f.C:.6g}", self._path_record.with_params(C=f.C)
-            )
+            name, record = f"{self.name} C={f.C:.6g}", self._path_record.with_params(C=f.C)
+            head = self._as_head(f.weights, f.intercepts, 1.0, name, record)
             heads.append(replace(head, absent=_missing(f)))
         return heads
 
-    def _unscaled(self, fitted: Fitted) -> Fitted:
-        weights, intercepts = self._folded(fitted.weights, fitted.intercepts)
-        return replace(fitted, weights=weights, intercepts=intercepts)
-
-    def _solver(
-        self, rows: TrainingRows, prior: tuple[Float, Float] | None, keep: NDArray[np.bool_] | None
-    ) -> PathSolver:
+    def _solver(self, rows: TrainingRows, prior: tuple[Float, Float] | None, keep: Mask | None) -> PathSolver:
         tol = self.tol if keep is None else max(self.tol, FOLD_TOL)
         return PathSolver(rows, keep=keep, prior=prior, missing_intercept=ABSENT, tol=tol, max_iter=self.max_iter)
 
-    def _warn_of_slow(self, fits: list[Fitted]) -> None:
-        slow = [f"{f.C:.3g}" for f in fits if not f.converged]
-        if slow:
-            what = f"no convergence to tol={self.tol} in {self.max_iter} iterations at C = {', '.join(slow)}"
-            warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)
-
     def _take_provenance(
-        self,
-        splits: list[Samples],
-        how: str,
-        chosen_on: FeatureSource | None,
-        prior: LinearHead | None,
-        weighted: bool,
+        self, splits: list[Samples], how: str, chosen_on: Samples | None, prior: LinearHead | None, weighted: bool
     ) -> None:
         params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
         params |= {"weighted": True} if weighted else {}
         if self.class_weight is not None:
             params["class_weight"] = plain_weights(self.class_weight)
         params["prior"] = prior_record(prior)
-        store = splits[0].store
-        self._path_record = self._provenance(dict(params), store, parent=prior)
+        self._path_record = self._provenance(dict(params), splits[0], parent=prior)
         identity: Json = {}
         if len(splits) > 1:
             params["refit"] = True
             identity["fitted_on"] = [split_id(s.store) for s in splits if s.store is not None]
-        self.provenance_ = self._provenance(params, store, chosen_on, prior, **identity)
+        self.provenance_ = self._provenance(params, splits[0], chosen_on, prior, **identity)
 
 
 def _check_size(samples: Samples) -> None:
@@ -293,6 +247,6 @@ def _check_size(samples: Samples) -> None:
             raise HeadError(f"features reach {largest:.3g}; scale them, for instance to rows of length 1")
 
 
-def _missing(fitted: Fitted) -> tuple[int, ...]:
+def _missing(fitted: Fitted | FittedClasses) -> tuple[int, ...]:
     """Classes without a training row: their intercept is `ABSENT`."""
     return tuple(np.flatnonzero(fitted.intercepts == ABSENT).tolist())

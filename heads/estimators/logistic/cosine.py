@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.parameters import Decay, Rate, Whole
-from heads.estimators.logistic.probes import Epochs, Float, Groups, ProbeOptions, TrainedProbes
+from featcache.parameters import Count, Decay, Fraction, Rate, Whole
+from heads.estimators.base import Loss
+from heads.estimators.logistic.probes import Epochs, TrainedProbes
+from heads.rows.samples import Float
 from heads.solvers.primitives import class_sums
 
 SCALE = 10.0  # initial scale of Gidaris and Komodakis
 
 
+@dataclass(eq=False, repr=False)
 class Cosine(TrainedProbes):
     """Cross entropy of ``s x . w_c / |w_c|``: s times a cosine for rows of unit length, as in stores.
 
@@ -39,7 +42,6 @@ class Cosine(TrainedProbes):
     lr_, weight_decay_ : float
     losses_ : (epochs,) float64
     temperature_ : 1.0
-    classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
@@ -62,17 +64,17 @@ class Cosine(TrainedProbes):
 
     name = "cosine"
 
-    def __init__(
-        self,
-        lr: Rate | Sequence[Rate] = (1e-3, 1e-2, 1e-1),
-        weight_decay: Decay | Sequence[Decay] = 0.0,
-        epochs: Epochs = 20,
-        warmup: Whole | None = 0,
-        **shared: Unpack[ProbeOptions],
-    ) -> None:
-        super().__init__(epochs=epochs, warmup=warmup, **shared)
-        self.lr = lr
-        self.weight_decay = weight_decay
+    lr: Rate | Sequence[Rate] = (1e-3, 1e-2, 1e-1)
+    weight_decay: Decay | Sequence[Decay] = 0.0
+    epochs: Epochs = 20
+    warmup: Whole | None = 0
+    _: KW_ONLY
+    batch_size: Count = 128
+    label_smoothing: Fraction = 0.0
+    prior: object = None
+    seed: Whole = 0
+    metric: Loss = "top1"
+    standardise: bool = False
 
     def _parameters(self, start: tuple[Float, Float] | None, rows: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Class vectors (C, D) and the log of the scale."""
@@ -89,6 +91,3 @@ class Cosine(TrainedProbes):
         vectors, scale = parameters
         weights = scale.exp() * torch.nn.functional.normalize(vectors, dim=1)
         return weights, weights.new_zeros(len(weights))
-
-    def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups)

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Annotated, ClassVar, NamedTuple, TypeAlias, Unpack
+from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.errors import FeatcacheWarning, HeadError
-from featcache.parameters import Count, Fraction, Range, Whole
-from heads.estimators.base import LinearClassifier, Loss, RowsClassifier
-from heads.estimators.few_shot.base import validation_folds
-from heads.estimators.standardise import Shared, Standardising
+from featcache.parameters import Range
+from heads.estimators.base import LinearClassifier, RowsClassifier, criterion
+from heads.estimators.few_shot.base import held_out_masks
+from heads.estimators.standardise import Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.kernels.tally import row_stats
 from heads.rows.device import device_rows
-from heads.rows.samples import Samples, finite_blocks, gathered
+from heads.rows.samples import Float, Mask, Samples, finite_blocks, gathered, overflow, to_numpy
 from heads.solvers.edges import callers_level
 from heads.solvers.schedule import wise_ft_schedule
-
-Float = NDArray[np.float64]
 
 _Rows: TypeAlias = tuple[Tensor, Tensor]
 Groups: TypeAlias = list[dict[str, object]]
@@ -43,16 +39,6 @@ SHORT, NEAR_CHANCE = 0.3, 0.9
 """Length of rows, and loss as a share of that of chance, below and above which a probe warns."""
 
 
-class ProbeOptions(Shared, total=False):
-    """Parameters shared by trained probes; see `TrainedProbes`."""
-
-    batch_size: int
-    label_smoothing: float
-    prior: object
-    seed: int
-    metric: str
-
-
 class _Bank(NamedTuple):
     """Weights (K, C, D) and biases (K, C) of K probes, and their mean losses (K, epochs); float64."""
 
@@ -61,7 +47,7 @@ class _Bank(NamedTuple):
     losses: Float
 
     @property
-    def diverged(self) -> NDArray[np.bool_]:
+    def diverged(self) -> Mask:
         """Mask (K,) of the probes with a loss or weight that is not finite."""
         finite = np.isfinite(self.losses).all(axis=1)
         finite &= np.isfinite(self.bias).all(axis=1) & np.isfinite(self.weights).all(axis=(1, 2))
@@ -72,8 +58,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
     """Base of probes trained on batches: K settings (learning rate, weight decay) train as a bank of K probes.
 
     A batch is read once for all probes, and one product with K C columns gives their logits. Each probe has its own
-    loss, gradient and optimiser state, and ends as if trained alone. A subclass adds `lr` and `weight_decay`, and
-    provides the optimiser.
+    loss, gradient and optimiser state, and ends as if trained alone. A subclass declares the parameters.
 
     Parameters
     ----------
@@ -88,14 +73,10 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
 
     Attributes
     ----------
-    coef_ : (C, D) float64
-    intercept_ : (C,) float64
-    lr_, weight_decay_ : float
-        The chosen values.
-    losses_ : (epochs,) float64
-        Mean training loss of each epoch, in nats.
+    coef_, intercept_ : (C, D), (C,) float64
+    lr_, weight_decay_ : the chosen values
+    losses_ : (epochs,) float64; mean training loss of each epoch, in nats
     temperature_ : 1.0
-    classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
@@ -109,33 +90,16 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
 
     lr: float | Sequence[float]
     weight_decay: float | Sequence[float]
-    lr_: float
-    weight_decay_: float
-    losses_: Float
+    epochs: int | None
+    warmup: int | None
+    batch_size: int
+    label_smoothing: float
+    prior: object
+    seed: int
 
-    def __init__(
-        self,
-        epochs: Epochs | None = 10,
-        batch_size: Count = 128,
-        warmup: Whole | None = 0,
-        label_smoothing: Fraction = 0.0,
-        prior: object = None,
-        seed: Whole = 0,
-        metric: Loss = "top1",
-        **shared: Unpack[Shared],
-    ) -> None:
-        super().__init__(**shared)
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.warmup = warmup
-        self.label_smoothing = label_smoothing
-        self.prior = prior
-        self.seed = seed
-        self.metric = metric
-
-    @abstractmethod
     def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
-        """Make the optimiser; each group has `params`, `lr` and `weight_decay`."""
+        """The optimiser of groups with `params`, `lr` and `weight_decay`."""
+        return torch.optim.AdamW(groups)
 
     def _passes(self, n: int) -> int:
         """Passes over n rows: `epochs`, or at least `EPOCHS` passes and `UPDATES` updates."""
@@ -176,9 +140,8 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         given = {name: value for name, value in self.get_params(deep=False).items() if name != "standardise"}
         params = given | {"prior": prior_record(prior), "lr": self.lr_, "weight_decay": self.weight_decay_}
         params |= {"selection": how, "epochs": self._passes(len(rows[1]))}
-        self._path_record = self._provenance(dict(params), samples.store, parent=prior)
-        chosen_on = None if validation is None else validation.store
-        self.provenance_ = self._provenance(params, samples.store, chosen_on, prior)
+        self._path_record = self._provenance(params, samples, parent=prior)
+        self.provenance_ = self._provenance(params, samples, validation, prior)
 
     def path_heads(self) -> list[LinearHead]:
         """The head of every learning rate and weight decay, except those that diverged."""
@@ -196,28 +159,23 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         """Position of the best setting, and the rows it was chosen on."""
         if held_out is not None:
             return self._best(bank, held_out), "split"
-        folds = None if len(self._grid) == 1 else validation_folds(rows[1].cpu().numpy(), len(self.classnames_))
-        if folds is None:  # a single setting, or no row can be held out
+        folds = [] if len(self._grid) == 1 else held_out_masks(rows[1].cpu().numpy(), len(self.classnames_))
+        if not folds:  # a single setting, or no row can be held out
             return int(np.nanargmin(np.where(bank.diverged, np.nan, bank.losses[:, -1]))), "none"
-        kept, scored = (
-            torch.from_numpy(mask).to(rows[1].device) for mask in (folds[0] != 0, (folds[0] == 0) & folds[1])
-        )
+        kept, scored = (torch.from_numpy(mask).to(rows[1].device) for mask in folds[0])
         part = self._train(start, (rows[0][kept], rows[1][kept]))
         return self._best(part, (rows[0][scored], rows[1][scored]), bank.diverged), "held-out fifth"
 
-    def _best(self, bank: _Bank, rows: _Rows, excluded: NDArray[np.bool_] | None = None) -> int:
+    def _best(self, bank: _Bank, rows: _Rows, excluded: Mask | None = None) -> int:
         """Position of the best probe on some rows by `metric`; ties go to the lower NLL."""
         out = bank.diverged if excluded is None else bank.diverged | excluded
         found = np.full((len(out), 2), np.inf)
         for k in np.flatnonzero(~out).tolist():
             weights, bias = (torch.from_numpy(value[k]).float().to(rows[0].device) for value in bank[:2])
-            loss = nll = 0.0
+            found[k] = 0.0
             for features, labels in zip(torch.split(rows[0], BLOCK), torch.split(rows[1], BLOCK), strict=True):
-                stats = row_stats(torch.nn.functional.linear(features.float(), weights, bias), labels)
-                nll += float(stats.nll.double().sum())
-                missed = (stats.rank > 0) if self.metric == "top1" else stats.brier
-                loss += float(missed.double().sum())
-            found[k] = (nll if self.metric == "nll" else loss), nll
+                logits = torch.nn.functional.linear(features.float(), weights, bias)
+                found[k] += criterion(row_stats(logits, labels), self.metric)
         return int(np.lexsort((found[:, 1], found[:, 0]))[0])
 
     def _train(self, start: _Start, rows: _Rows) -> _Bank:
@@ -263,12 +221,9 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         means = losses.double().cpu().numpy().reshape(epochs, per_epoch, -1).mean(axis=1)
         bank = _Bank(last[0], last[1], means.T)
         # Clipping turns an infinite gradient into zero: the probe would learn nothing.
-        if (
-            not torch.isfinite(losses[0]).all()
-            or not (torch.isfinite(steepest).numpy(force=True) | bank.diverged).all()
-        ):
-            size = float(features.abs().max())
-            raise HeadError(f"a gradient overflows float32: features reach {size:.3g}; scale them to rows of length 1")
+        learned = torch.isfinite(steepest).numpy(force=True) | bank.diverged
+        if not (torch.isfinite(losses[0]).all() and learned.all()):
+            raise overflow("a gradient overflows", to_numpy(features))
         if bank.diverged.all():
             raise HeadError(f"training at lr {self.lr} diverged: a loss or a weight is not finite; use a smaller lr")
         return bank

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
-from featcache.parameters import Decay, Fraction, Rate, Whole
-from heads.estimators.logistic.probes import Epochs, Groups, ProbeOptions, TrainedProbes
+from featcache.parameters import Count, Decay, Fraction, Rate, Whole
+from heads.estimators.base import Loss
+from heads.estimators.logistic.probes import Epochs, Groups, TrainedProbes
 
 DINOV2_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Learning rates of DINOv2's linear evaluation, for batches of 256."""
@@ -16,6 +17,7 @@ LRS = (*DINOV2_LRS[-4:], 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0
 """Default path; rows of unit length need larger rates than the model's unnormalised features."""
 
 
+@dataclass(eq=False, repr=False)
 class SGD(TrainedProbes):
     """Cross entropy of ``logits = W x + b``, by SGD with momentum and cosine decay, for a grid of learning rates.
 
@@ -51,19 +53,18 @@ class SGD(TrainedProbes):
 
     name = "sgd"
 
-    def __init__(
-        self,
-        lr: Rate | Sequence[Rate] = LRS,
-        weight_decay: Decay | Sequence[Decay] = 0.0,
-        momentum: Fraction = 0.9,
-        epochs: Epochs | None = None,
-        warmup: Whole | None = 0,
-        **shared: Unpack[ProbeOptions],
-    ) -> None:
-        super().__init__(epochs=epochs, warmup=warmup, **shared)
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.momentum = momentum
+    lr: Rate | Sequence[Rate] = LRS
+    weight_decay: Decay | Sequence[Decay] = 0.0
+    momentum: Fraction = 0.9
+    epochs: Epochs | None = None
+    warmup: Whole | None = 0
+    _: KW_ONLY
+    batch_size: Count = 128
+    label_smoothing: Fraction = 0.0
+    prior: object = None
+    seed: Whole = 0
+    metric: Loss = "top1"
+    standardise: bool = False
 
     def _rate(self, lr: float) -> float:
         return lr * self.batch_size / 256

@@ -7,14 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.rows.device import device_rows
-from heads.rows.samples import Block, Samples, require_finite
+from heads.rows.samples import Block, Float, Float32, Ints, Samples, require_finite
 from heads.solvers.logistic.rows import DeviceRows, Rows, StreamedRows, TrainingRows
-
-Float = NDArray[np.float64]
 
 
 def logistic_rows(
@@ -22,15 +19,12 @@ def logistic_rows(
 ) -> TrainingRows:
     """Checked rows of one or two splits: in memory, streamed, or on the GPU that they are on.
 
+    HeadError for NaN or infinity (naming rows), or fewer than two classes with rows of positive weight.
+
     Parameters
     ----------
     in_memory : None loads stores of up to half of the machine's memory, and all arrays
     weights : (N,)
-
-    Raises
-    ------
-    HeadError
-        For NaN or infinity (naming rows), or fewer than two classes with rows of positive weight.
     """
     rows = _rows(parts, fit_intercept=fit_intercept, in_memory=in_memory)
     rows.weights = weights
@@ -81,7 +75,7 @@ def _check(parts: Sequence[Samples], sums: Float) -> None:
             require_finite(part, own)
 
 
-def _resident(parts: Sequence[Samples]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _resident(parts: Sequence[Samples]) -> tuple[Float32, Ints]:
     """All rows as one float32 matrix (N, D) and labels (N,), filled block by block."""
     capacity = sum(_capacity(part) for part in parts)
     X, y, n = np.empty((capacity, parts[0].dim), np.float32), np.empty(capacity, np.int64), 0

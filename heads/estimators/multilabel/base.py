@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
-from featcache.store.protocol import FeatureSource
-from heads.estimators.base import HeadClassifier, in_float32
+from heads.estimators.base import HeadClassifier, RowsClassifier, in_float32
 from heads.estimators.logistic.training_rows import machine_memory
 from heads.fitted.multilabel import MultiLabelHead
-from heads.fitted.provenance import Provenance
+from heads.fitted.provenance import Json, Provenance
 from heads.kernels.ranking import SELECTION, best_thresholds
 from heads.rows.multilabel import MultiLabelSamples, Targets, TargetsLike, as_multilabel, multilabel_selection
-from heads.rows.samples import Rows, Selection, finite_blocks
+from heads.rows.samples import Features, Float, Float32, Ints, Mask, Rows, Selection, finite_blocks
 from heads.rows.selection import SELECTION as SELECTION_ROWS
 from heads.solvers.edges import warn_at_edge
 
-Float = NDArray[np.float64]
 THRESHOLDS = ("per_class", "global", "none")
 """How thresholds are set: for the best F1 of each class, for the best micro F1, or at probability 0.5."""
 
@@ -57,32 +54,18 @@ class MultiLabelClassifier(HeadClassifier):
         check_is_fitted(self, "coef_")
         return self._as_head(self.coef_, self.intercept_, self.thresholds_, self.name, self.provenance_)
 
-    def path_heads(self) -> Sequence[MultiLabelHead]:
-        """A head for every setting tried; by default the fitted head alone."""
-        return [self.frozen()]
-
     def _as_head(
         self, weights: Float, intercepts: Float, thresholds: Float | None, name: str, record: Provenance
     ) -> MultiLabelHead:
         absent = tuple(self.classnames_.index(name) for name in self.absent_)
-        return MultiLabelHead(
-            *in_float32(name, weights, intercepts),
-            self.classnames_,
-            thresholds,
-            name=name,
-            provenance=record,
-            absent=absent,
-        )
+        identity: Json = {"name": name, "provenance": record, "absent": absent}
+        return MultiLabelHead(*in_float32(name, weights, intercepts), self.classnames_, thresholds, **identity)
 
     def predict(self, X: Rows) -> NDArray[np.int8]:
         """Predictions (N, L): 1 where a class is predicted, else 0."""
         return self.frozen().predict(X)
 
-    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
-        """Probabilities (N, L), independent for each class."""
-        return self.frozen().predict_proba(X)
-
-    def decision_function(self, X: Rows) -> NDArray[np.float32]:
+    def decision_function(self, X: Rows) -> Float32:
         """Logits (N, L)."""
         return np.concatenate(list(self.frozen()._all_logits(X)))
 
@@ -90,18 +73,15 @@ class MultiLabelClassifier(HeadClassifier):
         """Subset accuracy: the share of rows with correct predictions for all classes whose target is known."""
         return self.frozen().score(X, y)
 
-    def _set_rows(self, samples: MultiLabelSamples) -> Self:
-        self.classes_, self.classnames_ = np.arange(len(samples.classnames)), samples.classnames
-        self.n_features_in_ = samples.dim
-        return self
-
-    def _name_absent(self, absent: NDArray[np.bool_], why: str) -> None:
+    def _name_absent(self, absent: Mask) -> None:
         """Set `absent_` to the classes that could not be fitted, and warn of them."""
         self.absent_ = tuple(self.classnames_[column] for column in np.flatnonzero(absent))
         if self.absent_:
             shown = ", ".join(self.absent_[:5]) + (", ..." if len(self.absent_) > 5 else "")
-            what = f"{len(self.absent_)} of {len(self.classnames_)} classes {why}: {shown}"
-            warnings.warn(f"{what}; their probability is constant", UserWarning, stacklevel=3)
+            what = (
+                f"{len(self.absent_)} of {len(self.classnames_)} classes have no positive or no negative training row"
+            )
+            warnings.warn(f"{what}: {shown}; their probability is constant", UserWarning, stacklevel=3)
 
     def __sklearn_tags__(self) -> object:
         tags = super().__sklearn_tags__()
@@ -112,7 +92,7 @@ class MultiLabelClassifier(HeadClassifier):
         return tags
 
 
-class MultiLabelRowsClassifier(MultiLabelClassifier):
+class MultiLabelRowsClassifier(MultiLabelClassifier, RowsClassifier):
     """Base of multi-label heads that fit on rows.
 
     Each has a parameter `in_memory`: whether to load all rows (True) or to read them again in every pass (False). None
@@ -121,43 +101,12 @@ class MultiLabelRowsClassifier(MultiLabelClassifier):
 
     in_memory: bool | None
 
-    def fit(
-        self,
-        X: Rows,
-        y: TargetsLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Fit on a multi-label store, or on arrays.
-
-        Parameters
-        ----------
-        X : store, or array-like (N, D)
-        y : with arrays: targets (N, L), 1, 0, and -1 or NaN where unknown; or N lists of class names
-        selection
-            Store, or ``(X, y)``, on which settings, calibration and thresholds are chosen; None holds out training
-            rows; see the class.
-        classnames : with arrays: the L names
-
-        Raises
-        ------
-        HeadError
-            For NaN or infinite features (naming rows), invalid shapes or values, a store with one label per row, or
-            parameters out of range.
-        MismatchError
-            If the selection split belongs to another encoder or class list.
-        """
-        self._check_parameters()
+    def _training_rows(  # type: ignore[override]  # targets instead of labels
+        self, X: Rows, y: TargetsLike | None, selection: Selection | None, classnames: Sequence[str] | None
+    ) -> tuple[MultiLabelSamples, MultiLabelSamples | None]:
         samples = as_multilabel(X, y, classnames=classnames)
-        validation = None if selection is None else multilabel_selection(selection, samples)
-        self._set_rows(samples)
-        self._fit(samples, validation)
-        return self
-
-    @abstractmethod
-    def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
-        """Set the fitted attributes, `provenance_` included."""
+        self._set_classes(samples)
+        return samples, None if selection is None else multilabel_selection(selection, samples)
 
     def _placed(self, samples: MultiLabelSamples) -> MultiLabelSamples:
         """The rows, loaded into memory unless they are to be streamed."""
@@ -168,15 +117,9 @@ class MultiLabelRowsClassifier(MultiLabelClassifier):
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out logits of every setting, and choices based on them.
+    """Held-out logits (A, N', L) of every setting with their targets (N', L), and choices based on them."""
 
-    Attributes
-    ----------
-    logits : (A, N', L) float32
-    targets : (N', L)
-    """
-
-    logits: NDArray[np.float32]
+    logits: Float32
     targets: Targets
 
     @classmethod
@@ -195,10 +138,10 @@ class HeldOut:
         """Score (A,) of each setting, larger is better; NaN if no class has a positive."""
         return np.array([SELECTION[metric](logits, self.targets) for logits in self.logits])
 
-    def thresholds(self, setting: int, threshold: str) -> Float | None:
-        """Thresholds (L,) of one setting; None for "none"."""
+    def thresholds(self, setting: int, threshold: str) -> Float:
+        """Thresholds (L,) of one setting; zeros for "none"."""
         if threshold == "none":
-            return None
+            return np.zeros(self.targets.shape[1])
         return best_thresholds(self.logits[setting], self.targets, per_class=threshold == "per_class")
 
 
@@ -212,24 +155,22 @@ def best_setting(name: str, values: Float, scores: Float) -> int:
     return best
 
 
-def folds_of_rows(n: int, folds: int = FOLDS) -> NDArray[np.int64]:
+def folds_of_rows(n: int, folds: int = FOLDS) -> Ints:
     """Random fold (n,) of each row; folds are equally large, and the same on every machine.
 
-    Examples
-    --------
     >>> np.bincount(folds_of_rows(12)).tolist()
     [3, 3, 2, 2, 2]
     """
     return np.random.default_rng(0).permutation(np.arange(n) % folds)
 
 
-Part = Callable[[], Iterator[tuple[NDArray[np.floating], Targets]]]
+Part = Callable[[], Iterator[tuple[Features, Targets]]]
 
 
-def rows_where(blocks: Part, keep: NDArray[np.bool_]) -> Part:
+def rows_where(blocks: Part, keep: Mask) -> Part:
     """Blocks with only the rows of a mask (N,)."""
 
-    def kept() -> Iterator[tuple[NDArray[np.floating], Targets]]:
+    def kept() -> Iterator[tuple[Features, Targets]]:
         done = 0
         for features, targets in blocks():
             mine = keep[done : done + len(targets)]
@@ -238,8 +179,3 @@ def rows_where(blocks: Part, keep: NDArray[np.bool_]) -> Part:
                 yield features[mine], targets[mine]
 
     return kept
-
-
-def source_of(samples: MultiLabelSamples | None) -> FeatureSource | None:
-    """The store of some rows; None for arrays, and for None."""
-    return None if samples is None else samples.store

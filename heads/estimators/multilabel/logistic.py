@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated, Self, Unpack
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive, Tolerance
+from heads.estimators.logistic.path import PathOfC
 from heads.estimators.multilabel.base import (
     FOLDS,
     HELD_SCORES,
     THRESHOLDS,
-    Float,
     HeldOut,
     MultiLabelRowsClassifier,
     best_setting,
     folds_of_rows,
     rows_where,
-    source_of,
 )
-from heads.estimators.standardise import Shared, Standardising
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.multilabel import MultiLabelHead
 from heads.kernels.ranking import SELECTION
-from heads.rows.multilabel import MultiLabelSamples, TargetsLike, as_multilabel
-from heads.rows.samples import Rows, raise_not_finite
+from heads.rows.multilabel import MultiLabelSamples, TargetsLike
+from heads.rows.samples import Mask, Rows, raise_not_finite
 from heads.solvers.logistic.one_vs_rest import OneVsRestSolver
 
 CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 7))
@@ -41,7 +36,8 @@ FOLD_TOL = 1e-6
 """Tolerance of fits that only choose C."""
 
 
-class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
+@dataclass(eq=False, repr=False)
+class MultiLabelLogistic(PathOfC, MultiLabelRowsClassifier):
     """One-vs-rest logistic regression with an L2 penalty, C chosen on held-out rows.
 
     For each class minimises ``1/2 ||w||² + C sum_i log(1 + exp(-s_i (w x_i + b)))`` over the rows whose target is
@@ -76,7 +72,6 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
     cv_scores_ : (A,) `metric` on held-out rows, "nll" negative; empty for one C
     n_iter_ : (A, L) int64
     absent_ : names of the classes without a positive (their intercept is -10,000) or without a negative (10,000)
-    classes_, classnames_, n_features_in_, provenance_
 
     Examples
     --------
@@ -90,60 +85,41 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
 
     name = "multilabel_logistic"
 
-    C_: float
-    Cs_: Float
-    cv_scores_: Float
-    n_iter_: NDArray[np.int64]
-
-    def __init__(
-        self,
-        C: Positive | Sequence[Positive] = CS,
-        fit_intercept: bool = True,
-        metric: Annotated[str, OneOf(*SELECTION)] = "map",
-        threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
-        tol: Tolerance = 1e-12,
-        max_iter: Count = 500,
-        in_memory: bool | None = None,
-        **shared: Unpack[Shared],
-    ) -> None:
-        super().__init__(**shared)
-        self.C = C
-        self.fit_intercept = fit_intercept
-        self.metric = metric
-        self.threshold = threshold
-        self.tol = tol
-        self.max_iter = max_iter
-        self.in_memory = in_memory
+    C: Positive | Sequence[Positive] = CS
+    fit_intercept: bool = True
+    metric: Annotated[str, OneOf(*SELECTION)] = "map"
+    threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class"
+    tol: Tolerance = 1e-12
+    max_iter: Count = 500
+    in_memory: bool | None = None
+    _: KW_ONLY
+    standardise: bool = False
 
     def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
-        Cs = self._Cs
         samples, validation = self._scaled(samples, validation)
         rows, solver = self._fit_all(samples)
         held = self._held_out(rows, validation, solver)
         self.cv_scores_, place = np.zeros(0), 0
-        if held is not None and len(Cs) > 1:
+        if held is not None and len(self.Cs_) > 1:
             self.cv_scores_ = held.scores(self.metric)
-            place = best_setting("C", Cs, self.cv_scores_)
-        self._unscale()
+            place = best_setting("C", self.Cs_, self.cv_scores_)
+        self._path = [self._unscaled(fitted) for fitted in self._path]
         best = self._path[place]
         self.coef_, self.intercept_, self.C_ = best.weights, best.intercepts, best.C
-        thresholds = None if held is None else held.thresholds(place, self.threshold)
-        self.thresholds_ = np.zeros(len(best.intercepts)) if thresholds is None else thresholds
+        threshold = "none" if held is None else self.threshold
+        self.thresholds_ = np.zeros(len(best.intercepts)) if held is None else held.thresholds(place, threshold)
         how = "none" if held is None else "folds" if validation is None else "split"
         params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
-        params["threshold"] = "none" if thresholds is None else self.threshold
-        self._path_record = self._provenance(dict(params), samples.store).with_params(threshold="none")
-        self.provenance_ = self._provenance(params, samples.store, source_of(validation))
+        self._path_record = self._provenance(params | {"threshold": "none"}, samples)
+        self.provenance_ = self._provenance(params | {"threshold": threshold}, samples, validation)
 
     def fit_path(self, X: Rows, y: TargetsLike | None = None, *, classnames: Sequence[str] | None = None) -> Self:
         """Fit every C without choosing one: for `path` and `path_heads`; the estimator itself does not predict."""
         self._check_parameters()
-        samples = as_multilabel(X, y, classnames=classnames)
-        self._set_rows(samples)
-        samples, _ = self._scaled(samples, None)
+        samples, _ = self._scaled(*self._training_rows(X, y, None, classnames))
         self._fit_all(samples)
-        self._unscale()
-        self._path_record = self._provenance({"metric": self.metric, "selection": "none"}, samples.store)
+        self._path = [self._unscaled(fitted) for fitted in self._path]
+        self._path_record = self._provenance({"metric": self.metric, "selection": "none"}, samples)
         return self
 
     def _fit_all(self, samples: MultiLabelSamples) -> tuple[MultiLabelSamples, OneVsRestSolver]:
@@ -153,38 +129,27 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         if not np.isfinite(solver.sums).all() or not np.isfinite(solver.power):
             raise_not_finite(features for features, _ in rows.blocks())
         self._path = list(solver.path(self._Cs))
-        self._name_absent(~solver.fitted, "have no positive or no negative training row")
+        self._name_absent(~solver.fitted)
         self.Cs_ = self._Cs
         self.n_iter_ = np.stack([found.iterations for found in self._path])
-        self._warn_of_slow()
+        self._warn_of_slow(self._path)
         return rows, solver
-
-    def _unscale(self) -> None:
-        """Convert the path to unstandardised features."""
-        found = ((f, self._folded(f.weights, f.intercepts)) for f in self._path)
-        self._path = [replace(f, weights=weights, intercepts=intercepts) for f, (weights, intercepts) in found]
-
-    def path(self) -> tuple[Float, Float]:
-        """Weights (A, L, D) and intercepts (A, L) of every C of `Cs_`."""
-        check_is_fitted(self, "Cs_")
-        return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
 
     def path_heads(self) -> list[MultiLabelHead]:
         """A head for every C, with thresholds at probability 0.5; `heads.evaluate` takes them all at once."""
         check_is_fitted(self, "Cs_")
-        return [
-            self._as_head(
-                f.weights, f.intercepts, None, f"{self.name} C={f.C:.6g}", self._path_record.with_params(C=f.C)
-            )
-            for f in self._path
-        ]
+        heads = []
+        for f in self._path:
+            name, record = f"{self.name} C={f.C:.6g}", self._path_record.with_params(C=f.C)
+            heads.append(self._as_head(f.weights, f.intercepts, None, name, record))
+        return heads
 
     def _check_parameters(self) -> None:
         """Also set `_Cs`: the values of C, ascending."""
         super()._check_parameters()
-        self._Cs = np.unique(np.asarray(self.C, dtype=np.float64))
+        self._Cs = np.unique(np.asarray(self.C, np.float64))
 
-    def _solver(self, rows: MultiLabelSamples, tol: float, keep: NDArray[np.bool_] | None = None) -> OneVsRestSolver:
+    def _solver(self, rows: MultiLabelSamples, tol: float, keep: Mask | None = None) -> OneVsRestSolver:
         blocks = rows.blocks if keep is None else rows_where(rows.blocks, keep)
         return OneVsRestSolver(
             blocks,
@@ -220,9 +185,3 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
             parts.append(HeldOut.on_split(heads, part))
         logits = np.concatenate([part.logits for part in parts], axis=1)
         return HeldOut(logits, np.concatenate([part.targets for part in parts]))
-
-    def _warn_of_slow(self) -> None:
-        slow = [f"{f.C:.3g}" for f in self._path if not f.converged.all()]
-        if slow:
-            what = f"no convergence to tol={self.tol} in {self.max_iter} iterations at C = {', '.join(slow)}"
-            warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)

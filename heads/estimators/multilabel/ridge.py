@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Annotated, NamedTuple, Unpack
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,20 +16,18 @@ from featcache.parameters import OneOf, Positive
 from heads.estimators.multilabel.base import (
     HELD_SCORES,
     THRESHOLDS,
-    Float,
     HeldOut,
     MultiLabelRowsClassifier,
     Part,
     best_setting,
     rows_where,
-    source_of,
 )
 from heads.estimators.ridge.choice import ALPHAS
-from heads.estimators.standardise import Shared, Standardising
+from heads.estimators.standardise import Standardising
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.multilabel import MultiLabelHead
 from heads.rows.multilabel import MultiLabelSamples, Targets
-from heads.rows.samples import raise_not_finite
+from heads.rows.samples import Features, Float, Float32, Ints, Mask, raise_not_finite
 from heads.solvers.ridge.leave_one_out import leave_one_out_scores
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
@@ -50,11 +48,12 @@ MIN_SLOPE = 1e-3
 class _Part(NamedTuple):
     """Classes (k,) whose targets are known on the same rows, a mask (N,), and the decomposition of these rows."""
 
-    classes: NDArray[np.int64]
-    known: NDArray[np.bool_]
+    classes: Ints
+    known: Mask
     spectrum: Spectrum
 
 
+@dataclass(eq=False, repr=False)
 class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
     """Least squares on the targets of every class, with an L2 penalty; scores are then calibrated to logits.
 
@@ -90,7 +89,6 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
     cv_scores_ : (A,) `metric` on held-out rows, "squared_error" negative
     slopes_, offsets_ : (L,) float64, of the calibration
     absent_ : names of the classes without a positive (their intercept is -10,000) or without a negative (10,000)
-    classes_, classnames_, n_features_in_, provenance_
 
     Examples
     --------
@@ -104,29 +102,13 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
 
     name = "multilabel_ridge"
 
-    alpha_: float
-    alphas_: Float
-    cv_scores_: Float
-    slopes_: Float
-    offsets_: Float
-    _weights: Float
-    _intercepts: Float
-
-    def __init__(
-        self,
-        alphas: Positive | Sequence[Positive] = ALPHAS,
-        fit_intercept: bool = True,
-        metric: Annotated[str, OneOf(*METRICS)] = "map",
-        threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
-        in_memory: bool | None = None,
-        **shared: Unpack[Shared],
-    ) -> None:
-        super().__init__(**shared)
-        self.alphas = alphas
-        self.fit_intercept = fit_intercept
-        self.metric = metric
-        self.threshold = threshold
-        self.in_memory = in_memory
+    alphas: Positive | Sequence[Positive] = ALPHAS
+    fit_intercept: bool = True
+    metric: Annotated[str, OneOf(*METRICS)] = "map"
+    threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class"
+    in_memory: bool | None = None
+    _: KW_ONLY
+    standardise: bool = False
 
     def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
         samples, validation = self._scaled(samples, validation)
@@ -137,7 +119,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
             raise HeadError("there is no valid row to fit on; encode images that can be read")
         targets = np.concatenate(known)
         parts = list(self._parts(rows, targets))
-        self._solve(parts, targets)
+        self._weights, self._intercepts = self._solved(parts, targets)
         if validation is None:
             held = self._left_out(parts, rows, len(targets))
         else:
@@ -149,14 +131,12 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         logits = self._calibrate(held.logits[best], held.targets)
         self.coef_ = self._weights[best] * self.slopes_[:, None]
         self.intercept_ = self._intercepts[best] * self.slopes_ + self.offsets_
-        thresholds = HeldOut(logits[None], held.targets).thresholds(0, self.threshold)
-        self.thresholds_ = np.zeros(len(self.intercept_)) if thresholds is None else thresholds
+        self.thresholds_ = HeldOut(logits[None], held.targets).thresholds(0, self.threshold)
         how = "leave-one-out" if validation is None else "split"
         params = {"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric}
         params |= {"selection": how, "threshold": self.threshold, "calibration": "platt"}
-        path_params = params | {"threshold": "none", "calibration": "none"}
-        self._path_record = self._provenance(path_params, samples.store)
-        self.provenance_ = self._provenance(params, samples.store, source_of(validation))
+        self._path_record = self._provenance(params | {"threshold": "none", "calibration": "none"}, samples)
+        self.provenance_ = self._provenance(params, samples, validation)
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, L, D) and intercepts (A, L) of every alpha of `alphas_`, before calibration."""
@@ -175,7 +155,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
     def _parts(self, samples: MultiLabelSamples, targets: Targets) -> Iterator[_Part]:
         """One ridge problem per set of rows with known targets, without the classes that cannot be fitted."""
         absent = ~((targets == 1).any(axis=0) & (targets == 0).any(axis=0))
-        self._name_absent(absent, "have no positive or no negative training row")
+        self._name_absent(absent)
         together: dict[bytes, list[int]] = {}
         for column in np.flatnonzero(~absent).tolist():
             together.setdefault(np.packbits(targets[:, column] >= 0).tobytes(), []).append(column)
@@ -195,14 +175,14 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
             spectrum.check_resolves(self.alphas_)
             yield _Part(classes, known, spectrum)
 
-    def _solve(self, parts: Sequence[_Part], targets: Targets) -> None:
-        """Set the weights and intercepts of every alpha."""
+    def _solved(self, parts: Sequence[_Part], targets: Targets) -> tuple[Float, Float]:
+        """Weights (A, L, D) and intercepts (A, L) of every alpha."""
         shape = len(self.alphas_), targets.shape[1]
-        self._weights, self._intercepts = np.zeros((*shape, self.n_features_in_)), np.zeros(shape)
-        self._intercepts[:] = np.where((targets == 1).any(axis=0), -ABSENT, ABSENT)
+        weights, intercepts = np.zeros((*shape, self.n_features_in_)), np.zeros(shape)
+        intercepts[:] = np.where((targets == 1).any(axis=0), -ABSENT, ABSENT)
         for part in parts:
-            weights, intercepts = part.spectrum.path(self.alphas_)
-            self._weights[:, part.classes], self._intercepts[:, part.classes] = weights, intercepts
+            weights[:, part.classes], intercepts[:, part.classes] = part.spectrum.path(self.alphas_)
+        return weights, intercepts
 
     def _left_out(self, parts: Sequence[_Part], samples: MultiLabelSamples, n: int) -> HeldOut:
         """Leave-one-out scores of all n rows, or of a sample if there are too many scores."""
@@ -233,7 +213,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         wanted = held.targets[known]
         return np.array([-float(((scores[known] - wanted) ** 2).mean(dtype=np.float64)) for scores in held.logits])
 
-    def _calibrate(self, scores: NDArray[np.float32], targets: Targets) -> NDArray[np.float32]:
+    def _calibrate(self, scores: Float32, targets: Targets) -> Float32:
         """Set the slope and offset of every class; returns the logits (N', L)."""
         self.slopes_, self.offsets_ = np.ones(targets.shape[1]), np.zeros(targets.shape[1])
         absent = {self.classnames_.index(name) for name in self.absent_}
@@ -244,11 +224,9 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         return (scores * self.slopes_ + self.offsets_).astype(np.float32)
 
 
-def platt_scale(scores: Float, positive: NDArray[np.bool_]) -> tuple[float, float]:
+def platt_scale(scores: Float, positive: Mask) -> tuple[float, float]:
     """Slope and offset that turn scores (n,) into logits, fitted by Platt's method.
 
-    Examples
-    --------
     >>> slope, offset = platt_scale(np.array([-1.0, -0.5, 0.5, 1.0]), np.array([False, False, True, True]))
     >>> slope > 0, abs(round(offset, 4))
     (True, 0.0)
@@ -273,7 +251,7 @@ def platt_scale(scores: Float, positive: NDArray[np.bool_]) -> tuple[float, floa
     return slope, float(best.x[1]) - slope * mean
 
 
-def _blocks(blocks: Part, classes: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.floating], Float]]:
+def _blocks(blocks: Part, classes: Ints) -> Iterator[tuple[Features, Float]]:
     """Blocks with the targets of some classes only."""
     for features, targets in blocks():
         yield features, targets[:, classes].astype(np.float64)

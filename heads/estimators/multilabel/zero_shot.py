@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 import numpy as np
@@ -10,13 +11,14 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.parameters import OneOf
 from featcache.store.protocol import TextSource
-from heads.estimators.multilabel.base import THRESHOLDS, HeldOut, MultiLabelClassifier, source_of
+from heads.estimators.multilabel.base import THRESHOLDS, HeldOut, MultiLabelClassifier
 from heads.estimators.zero_shot import ZeroShot
 from heads.fitted.provenance import check_classes, check_encoder
 from heads.rows.multilabel import as_multilabel
 from heads.rows.samples import Selection, is_store
 
 
+@dataclass(eq=False, repr=False)
 class MultiLabelZeroShot(MultiLabelClassifier):
     """Logits of `ZeroShot`, ``logit_scale * cosine + logit_bias``, with one sigmoid per class instead of a softmax.
 
@@ -34,21 +36,14 @@ class MultiLabelZeroShot(MultiLabelClassifier):
     Attributes
     ----------
     coef_, intercept_, thresholds_ : (L, D), (L,), (L,) float64
-    classes_, classnames_, n_features_in_, provenance_
     """
 
     name = "multilabel_zero_shot"
     fits_on = "texts"
 
-    def __init__(
-        self,
-        templates: Sequence[int | str] | None = None,
-        weights: Sequence[float] | None = None,
-        threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
-    ) -> None:
-        self.templates = templates
-        self.weights = weights
-        self.threshold = threshold
+    templates: Sequence[int | str] | None = None
+    weights: Sequence[float] | None = None
+    threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class"
 
     def fit(
         self, X: TextSource | Sequence[TextSource], y: object = None, *, selection: Selection | None = None
@@ -81,10 +76,8 @@ class MultiLabelZeroShot(MultiLabelClassifier):
             if rows.dim != self.n_features_in_:
                 raise HeadError(f"the selection split has {rows.dim} features, the texts {self.n_features_in_}")
             held = HeldOut.on_split([(self.coef_, self.intercept_)], rows)
-            chosen = held.thresholds(0, self.threshold)
-            self.thresholds_ = self.thresholds_ if chosen is None else chosen
+            self.thresholds_ = held.thresholds(0, self.threshold)
             record = record.with_params(threshold=self.threshold)
-            store = source_of(rows)
-            record = record if store is None else record.chosen(store, fitted="thresholds")
+            record = record if rows.store is None else record.chosen(rows.store, fitted="thresholds")
         self.provenance_ = record
         return self

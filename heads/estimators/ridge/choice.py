@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.estimators.kept_moments import blocks_in_place
-from heads.rows.samples import Samples
+from heads.rows.samples import Float, Samples
 from heads.rows.selection import RowSampler, thinned
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.parallel import Blocks
@@ -26,8 +25,6 @@ from heads.solvers.ridge.leave_one_out import squared_errors
 from heads.solvers.ridge.path_scores import PathScores, path_scores
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum
-
-Float = NDArray[np.float64]
 
 ALPHAS = tuple(float(10.0 ** (k / 4)) for k in (-20, -18, -16, -14, *range(-12, 13)))
 """Default path: 29 values from 1e-5 to 1e3, four per decade from 1e-3 on, and two below."""
@@ -82,17 +79,14 @@ def held_out_errors(
 ) -> Float:
     """Squared errors (A,), mean over held-out rows and targets.
 
+    HeadError if no error is finite, or for alphas that the moments do not resolve.
+
     Parameters
     ----------
     problem : the training rows; without a validation split it says how they are held out
     spectrum : decomposition of all training rows
     alphas : (A,)
     validation : gives the blocks of a validation split at every call
-
-    Raises
-    ------
-    HeadError
-        If no error is finite, or for alphas that the moments do not resolve.
     """
     spectrum.check_resolves(alphas)
     errors = problem.errors(spectrum, alphas) if validation is None else squared_errors(spectrum, validation, alphas)
@@ -105,11 +99,7 @@ def held_out_errors(
 
 
 def held_out_rows(
-    problem: RidgeProblem,
-    spectrum: Spectrum,
-    validation: Samples | None,
-    class_weights: Float | None,
-    **bounds: int,
+    problem: RidgeProblem, spectrum: Spectrum, validation: Samples | None, class_weights: Float | None, **bounds: int
 ) -> HeldOut:
     """A sample of the validation split, weighted by class, or without one of the training rows as `problem` says.
 

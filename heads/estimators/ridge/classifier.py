@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from numbers import Integral
-from typing import Annotated, Any, Self, Unpack
+from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featcache.errors import HeadError
 from featcache.parameters import OneOf, Positive
@@ -24,23 +25,22 @@ from heads.estimators.ridge.choice import (
     held_out_rows,
     weighted_blocks,
 )
-from heads.estimators.standardise import Shared, Weighting
+from heads.estimators.standardise import Weighting
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
-from heads.rows.samples import Rows, Samples, Selection, require_finite
+from heads.rows.samples import Float, Rows, Samples, Selection, require_finite
 from heads.rows.selection import thinned
-from heads.rows.weights import checked_weights, group_ids, plain_weights, row_weights
+from heads.rows.weights import group_ids, plain_weights, row_weights
 from heads.solvers.folds import FOLDS, folds_of
 from heads.solvers.parallel import one_blas_thread
 from heads.solvers.ridge.path_scores import path_scores
 from heads.solvers.ridge.problem import RidgeProblem
-from heads.solvers.ridge.spectrum import Spectrum, check_alphas
-
-Float = NDArray[np.float64]
+from heads.solvers.ridge.spectrum import check_alphas
 
 
+@dataclass(eq=False, repr=False)
 class Ridge(Weighting, LinearClassifier):
     """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on held-out rows.
 
@@ -78,26 +78,20 @@ class Ridge(Weighting, LinearClassifier):
     Attributes
     ----------
     coef_ : (C, D) float64
-    intercept_ : (C,) float64
-        Includes the bias of a prior that is added.
-    alpha_ : float
-        The chosen penalty.
+    intercept_ : (C,) float64; includes the bias of a prior that is added
+    alpha_ : the chosen penalty
     alphas_ : (A,) float64
-    cv_errors_ : (A,) float64
-        Squared error, mean over held-out rows and classes.
+    cv_errors_ : (A,) float64; squared error, mean over held-out rows and classes
     cv_nll_, cv_top1_ : (A,) float64
         NLL (nats) at the best temperature, and accuracy, on a sample of the held-out rows; NaN if none can be held out.
         Computed when first asked for, unless alpha was chosen by them.
     temperature_ : float
         Scores divided by it are logits; fitted by (weighted) NLL on held-out rows. If no class has two rows, it gives
         logits a standard deviation of one.
-    temperatures_ : (A,) float64
-        Temperature of every alpha, from fewer rows.
-    prior_scale_ : float
-        The s of the prior; 0 without one.
-    prior_weight_ : float
-        Weight of the prior's logits in the scores; 0 unless a prior is added.
-    classes_, classnames_, n_features_in_, provenance_, spectrum_
+    temperatures_ : (A,) float64; temperature of every alpha, from fewer rows
+    prior_scale_ : the s of the prior; 0 without one
+    prior_weight_ : weight of the prior's logits in the scores; 0 unless a prior is added
+    spectrum_
 
     Notes
     -----
@@ -119,31 +113,15 @@ class Ridge(Weighting, LinearClassifier):
 
     name = "ridge"
 
-    alpha_: float
-    alphas_: Float
-    cv_errors_: Float
-    prior_scale_: float
-    prior_weight_: float
-    spectrum_: Spectrum
-
-    def __init__(
-        self,
-        alphas: Positive | Sequence[Positive] = ALPHAS,
-        fit_intercept: bool = True,
-        cv: object = "loo",
-        class_weight: Any = None,
-        prior: object = None,
-        metric: Annotated[str, OneOf(*METRICS)] = "auto",
-        add_prior: bool = True,
-        **shared: Unpack[Shared],
-    ) -> None:
-        super().__init__(class_weight=class_weight, **shared)
-        self.alphas = alphas
-        self.fit_intercept = fit_intercept
-        self.cv = cv
-        self.prior = prior
-        self.metric = metric
-        self.add_prior = add_prior
+    alphas: Positive | Sequence[Positive] = ALPHAS
+    fit_intercept: bool = True
+    cv: object = "loo"
+    class_weight: Any = None
+    prior: object = None
+    metric: Annotated[str, OneOf(*METRICS)] = "auto"
+    add_prior: bool = True
+    _: KW_ONLY
+    standardise: bool = False
 
     def fit(
         self,
@@ -177,10 +155,7 @@ class Ridge(Weighting, LinearClassifier):
         self._check_parameters()
         self.alphas_ = check_alphas(self.alphas)
         samples, validation = self._training_rows(X, y, selection, classnames)
-        weights = None
-        if self.standardise and sample_weight is not None:
-            weights = checked_weights(sample_weight, len(samples.labels()))
-        samples, validation = self._scaled(samples, validation, weights)
+        samples, validation = self._scaled(samples, validation, sample_weight)
         with one_blas_thread():
             prior = checked_prior(self.prior, samples)
             pull = self._on_scale(prior)
@@ -352,8 +327,7 @@ class Ridge(Weighting, LinearClassifier):
         if prior is not None:
             params |= {"prior": prior_record(prior), "prior_scale": self.prior_scale_}
             params |= {"prior_weight": self.prior_weight_} if self.add_prior else {}
-        chosen = None if validation is None else validation.store
-        self.provenance_ = self._provenance(params, samples.store, chosen, prior, groups)
+        self.provenance_ = self._provenance(params, samples, validation, prior, groups)
 
 
 def _centred(weights: Float, bias: Float) -> tuple[Float, Float]:

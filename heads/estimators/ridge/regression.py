@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -17,19 +18,29 @@ from featcache.parameters import check_record
 from heads.estimators.ridge.choice import ALPHAS, held_out_errors
 from heads.fitted.file_format import Tensors, check_tensors, read_head, write_head
 from heads.fitted.provenance import Provenance, check_encoder, encoder_record, split_id
-from heads.rows.samples import Array, Rows, feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
+from heads.rows.samples import (
+    Array,
+    Features,
+    Float,
+    Rows,
+    check_width,
+    feature_blocks,
+    finite_blocks,
+    is_store,
+    raise_not_finite,
+    to_numpy,
+)
 from heads.rows.selection import SELECTION
 from heads.rows.weights import checked_weights, group_ids
 from heads.solvers.folds import folds_of
 from heads.solvers.parallel import Block, Blocks
 from heads.solvers.ridge.problem import RidgeProblem
-from heads.solvers.ridge.spectrum import Spectrum, check_alphas
-
-Float = NDArray[np.float64]
+from heads.solvers.ridge.spectrum import check_alphas
 
 _KIND = "ridge_regression"
 
 
+@dataclass(eq=False, repr=False)
 class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Least squares to numeric targets (N,) or (N, K) with an L2 penalty: ages, counts, embeddings of another model.
 
@@ -48,8 +59,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     intercept_ : (K,) float64, or a number
     alpha_ : float
     alphas_ : (A,) float64
-    cv_errors_ : (A,) float64
-        Squared error, mean over held-out rows and targets.
+    cv_errors_ : (A,) float64; squared error, mean over held-out rows and targets
     n_features_in_, spectrum_
     provenance_ : dict
         Parameters, encoder, and the splits used to fit and to choose alpha. `predict` refuses stores of other encoders.
@@ -63,19 +73,9 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     (True, (3,))
     """
 
-    coef_: Float
-    intercept_: Float | float
-    alpha_: float
-    alphas_: Float
-    cv_errors_: Float
-    n_features_in_: int
-    spectrum_: Spectrum
-    provenance_: Provenance
-
-    def __init__(self, alphas: Sequence[float] = ALPHAS, fit_intercept: bool = True, cv: object = "loo") -> None:
-        self.alphas = alphas
-        self.fit_intercept = fit_intercept
-        self.cv = cv
+    alphas: Sequence[float] = ALPHAS
+    fit_intercept: bool = True
+    cv: object = "loo"
 
     def fit(
         self,
@@ -129,10 +129,9 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         self.cv_errors_ = held_out_errors(problem, self.spectrum_, self.alphas_, validation)
         self.alpha_ = float(self.alphas_[np.nanargmin(self.cv_errors_)])
         coef, intercepts = self.spectrum_.solve(self.alpha_)
-        self.coef_, self.intercept_ = (coef[0], float(intercepts[0])) if rows.single else (coef, intercepts)
-        self.provenance_ = self.provenance_.but(
-            params={"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept)}
-        )
+        self.coef_: Float = coef[0] if rows.single else coef
+        self.intercept_: Float | float = float(intercepts[0]) if rows.single else intercepts
+        self.provenance_ = self.provenance_.with_params(alpha=self.alpha_, fit_intercept=bool(self.fit_intercept))
         return self
 
     def path(self) -> tuple[Float, Float]:
@@ -148,14 +147,8 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         if is_store(X):
             check_encoder(_KIND, self.provenance_, self.n_features_in_, X)
         parts = []
-        for features in feature_blocks(X):
-            if features.shape[1] != self.n_features_in_:
-                raise HeadError(
-                    f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
-                    f"{self.n_features_in_} features as input"
-                )
-            if not np.isfinite(features).all():
-                raise_not_finite([features])
+        for (features,) in finite_blocks(lambda: ((x,) for x in feature_blocks(X))):
+            check_width(features, self.n_features_in_, type(self).__name__)
             parts.append(features.astype(np.float64) @ self.coef_.T + self.intercept_)
         return np.concatenate(parts)
 
@@ -201,7 +194,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
 
 def _shapes(tensors: Tensors) -> Mapping[str, str]:
     """Type and shape of the tensors in a file, for K targets or for one."""
-    single = tensors["weights"].ndim == 1 if "weights" in tensors else False
+    single = "weights" in tensors and tensors["weights"].ndim == 1
     weights = {"weights": "fD", "intercepts": "f1"} if single else {"weights": "fKD", "intercepts": "fK"}
     return {**weights, "alphas": "fA", "cv_errors": "fA"}
 
@@ -211,7 +204,7 @@ class _Rows(NamedTuple):
 
     targets: Float  # (N, K)
     single: bool
-    features: Callable[[], Iterator[NDArray[np.floating]]]  # yields blocks (n, D) at every call
+    features: Callable[[], Iterator[Features]]  # yields blocks (n, D) at every call
     dim: int
 
     @classmethod

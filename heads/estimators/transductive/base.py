@@ -6,10 +6,9 @@ from abc import abstractmethod
 from typing import ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
-from featcache.errors import HeadError
 from featcache.store.protocol import TextSource
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.text_prior import samples_of, text_head, text_identity
@@ -18,11 +17,22 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Provenance, encoder_record, split_id
 from heads.fitted.transductive import PROTOCOL, TransductiveHead
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import Rows, Samples, Selection, gathered, is_store, require_finite, to_numpy
+from heads.rows.samples import (
+    Features,
+    Float,
+    Ints,
+    Rows,
+    Samples,
+    Selection,
+    gathered,
+    is_store,
+    overflow,
+    require_finite,
+    to_numpy,
+)
 from heads.rows.selection import selection_samples
 
-Float = NDArray[np.float64]
-LabelledRows = tuple[Float, NDArray[np.int64]]
+LabelledRows = tuple[Float, Ints]
 """Unit rows (M, D) and their class indices (M,)."""
 
 
@@ -70,18 +80,19 @@ class TransductiveClassifier(NonlinearClassifier):
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
         scores = self._scores(features, text)
         if not np.isfinite(scores).all():
-            raise HeadError(
-                f"zero-shot logits overflow float32, with features up to {np.abs(features).max():.3g}; "
-                "scale them, for instance to rows of length 1"
-            )
+            raise overflow("zero-shot logits overflow", features)
         base = log_softmax(scores, axis=1)
         others = None if labelled is None else selection_samples(labelled, samples)
-        table = self._adapt(unit_rows(features).astype(np.float64), base, _labelled(others))
+        known = None
+        if others is not None:
+            rows, labels = gathered(others)
+            known = unit_rows(rows).astype(np.float64), np.asarray(labels, np.int64)
+        table = self._adapt(unit_rows(features).astype(np.float64), base, known)
         self.provenance_ = self._adapted(samples, others, text)
         self.head_ = TransductiveHead(features, table.astype(np.float32), self.classnames_, self.name, self.provenance_)
         return self
 
-    def _scores(self, features: NDArray[np.floating], text: LinearHead) -> Float:
+    def _scores(self, features: Features, text: LinearHead) -> Float:
         """Zero-shot logits (N, C) to start from."""
         return text.logits(features).astype(np.float64)
 
@@ -92,18 +103,8 @@ class TransductiveClassifier(NonlinearClassifier):
     def _adapted(self, samples: Samples, others: Samples | None, text: LinearHead) -> Provenance:
         """The provenance record; the rows are listed as adapted to, not fitted on, since their labels were not used."""
         params = {**self.get_params(deep=False), "protocol": PROTOCOL}
-        store = samples.store
+        store, identity = samples.store, text_identity(text, self.classnames_)
         if store is not None:
             params["adapted_to"] = split_id(store)
-        record = self._provenance(params, None if others is None else others.store, None, text)
-        record = record.but(**text_identity(text, self.classnames_))
-        if store is None:
-            return record
-        return record.but(encoder_key=store.encoder_key, encoder=encoder_record(store))
-
-
-def _labelled(samples: Samples | None) -> LabelledRows | None:
-    if samples is None:
-        return None
-    features, labels = gathered(samples)
-    return unit_rows(features).astype(np.float64), np.asarray(labels, np.int64)
+            identity |= {"encoder_key": store.encoder_key, "encoder": encoder_record(store)}
+        return self._provenance(params, others, None, text, **identity)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import Count, NotNegative, Rate
 from heads.estimators.logistic.training_rows import machine_memory
 from heads.estimators.text_prior import class_directions
-from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
+from heads.estimators.transductive.base import LabelledRows, TransductiveClassifier
 from heads.fitted.linear import LinearHead
 from heads.rows.lengths import unit_rows
+from heads.rows.samples import Features, Float
 from heads.solvers.transductive import dirichlet_assignments, matched_classes
 
 MANY = 40
@@ -22,6 +23,7 @@ TABLES = 12
 """Float64 arrays (C, C) in memory at a time."""
 
 
+@dataclass(eq=False, repr=False)
 class EMDirichlet(TransductiveClassifier):
     """Expectation-maximisation of a mixture of Dirichlet distributions over zero-shot probability vectors.
 
@@ -45,7 +47,7 @@ class EMDirichlet(TransductiveClassifier):
 
     Attributes
     ----------
-    classes_, classnames_, n_features_in_, provenance_, head_
+    head_
 
     Notes
     -----
@@ -69,31 +71,13 @@ class EMDirichlet(TransductiveClassifier):
 
     name = "em_dirichlet"
 
-    def __init__(
-        self,
-        balance: NotNegative | None = None,
-        rounds: Count = 20,
-        scale: Rate | None = 30.0,
-        match: bool = True,
-        mm_steps: Count | None = 5,
-    ) -> None:
-        self.balance = balance
-        self.rounds = rounds
-        self.scale = scale
-        self.match = match
-        self.mm_steps = mm_steps
+    balance: NotNegative | None = None
+    rounds: Count = 20
+    scale: Rate | None = 30.0
+    match: bool = True
+    mm_steps: Count | None = 5
 
-    def _check_memory(self, classes: int) -> None:
-        """Raise a HeadError if the machine has too little memory for the arrays of all classes."""
-        needed, room = TABLES * 8 * classes**2, machine_memory()
-        if needed > room:
-            raise HeadError(
-                f"{self.name}: {classes:,} classes need about {needed / 1e9:.0f} GB (a Dirichlet for each), "
-                f"and this machine has {room / 1e9:.0f} GB; restrict the text head to classes that may occur, or use "
-                "transclip"
-            )
-
-    def _scores(self, features: NDArray[np.floating], text: LinearHead) -> Float:
+    def _scores(self, features: Features, text: LinearHead) -> Float:
         if self.scale is None:
             return super()._scores(features, text)
         directions, _ = class_directions(text)
@@ -102,7 +86,13 @@ class EMDirichlet(TransductiveClassifier):
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         if labelled is not None:
             raise HeadError(f"{self.name} takes no labelled rows; leave them out, or use transclip")
-        self._check_memory(base.shape[1])
+        needed, room = TABLES * 8 * base.shape[1] ** 2, machine_memory()
+        if needed > room:
+            raise HeadError(
+                f"{self.name}: {base.shape[1]:,} classes need about {needed / 1e9:.0f} GB (a Dirichlet for each), "
+                f"and this machine has {room / 1e9:.0f} GB; restrict the text head to classes that may occur, or use "
+                "transclip"
+            )
         if (present := len(np.unique(base.argmax(axis=1)))) > MANY:
             warnings.warn(
                 f"{self.name} is for batches of few classes, but the zero-shot head predicts {present:,} in these "

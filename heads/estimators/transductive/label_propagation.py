@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from featcache.parameters import Count, Fraction, NotNegative
-from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
-from heads.search.graph import neighbour_graph
+from heads.estimators.transductive.base import LabelledRows, TransductiveClassifier
+from heads.rows.samples import Float
+from heads.search.exact import neighbour_graph
 from heads.solvers.transductive import propagated
 
 _TINY = 1e-15  # added to shares before taking logarithms
 
 
+@dataclass(eq=False, repr=False)
 class LabelPropagation(TransductiveClassifier):
     """``(1 - alpha) (I - alpha S)^-1 Y``: S the normalised nearest-neighbour graph, Y the zero-shot probabilities.
 
@@ -23,7 +27,7 @@ class LabelPropagation(TransductiveClassifier):
 
     Attributes
     ----------
-    classes_, classnames_, n_features_in_, provenance_, head_
+    head_
 
     References
     ----------
@@ -43,10 +47,9 @@ class LabelPropagation(TransductiveClassifier):
 
     name = "label_propagation"
 
-    def __init__(self, n_neighbors: Count = 10, alpha: Fraction = 0.9, power: NotNegative = 3.0) -> None:
-        self.n_neighbors = n_neighbors
-        self.alpha = alpha
-        self.power = power
+    n_neighbors: Count = 10
+    alpha: Fraction = 0.9
+    power: NotNegative = 3.0
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         rows, seeds = X, np.exp(base)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from featcache.parameters import Count, NotNegative
-from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
-from heads.search.graph import neighbour_graph
+from heads.estimators.transductive.base import LabelledRows, TransductiveClassifier
+from heads.rows.samples import Float
+from heads.search.exact import neighbour_graph
 from heads.solvers.transductive import Labelled, gaussian_assignments
 
 
+@dataclass(eq=False, repr=False)
 class TransCLIP(TransductiveClassifier):
     """Gaussian mixture with a shared diagonal covariance, a nearest-neighbour term and a zero-shot term.
 
@@ -21,7 +25,7 @@ class TransCLIP(TransductiveClassifier):
 
     Attributes
     ----------
-    classes_, classnames_, n_features_in_, provenance_, head_
+    head_
 
     References
     ----------
@@ -41,12 +45,9 @@ class TransCLIP(TransductiveClassifier):
 
     name = "transclip"
 
-    def __init__(
-        self, n_neighbors: Count = 3, text_weight: NotNegative | None = None, gamma: NotNegative = 0.02
-    ) -> None:
-        self.n_neighbors = n_neighbors
-        self.text_weight = text_weight
-        self.gamma = gamma
+    n_neighbors: Count = 3
+    text_weight: NotNegative | None = None
+    gamma: NotNegative = 0.02
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         weight = (1.0 if labelled is None else 0.5) if self.text_weight is None else float(self.text_weight)

@@ -90,10 +90,15 @@ def test_probes_reach_the_index_and_its_file(draw: Any, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "params", [{"probes": 4}, {"index": "faiss-flat", "probes": 4}, {"index": "faiss-hnsw", "probes": 0}]
+    ("params", "message"),
+    [
+        ({"probes": 4}, "faiss-ivf or faiss-hnsw"),
+        ({"index": "faiss-flat", "probes": 4}, "faiss-ivf or faiss-hnsw"),
+        ({"index": "faiss-hnsw", "probes": 0}, "probes is 0, expected a whole number from 1"),
+    ],
 )
-def test_probes_of_an_index_that_looks_at_some_rows_only(images: Any, params: dict[str, Any]) -> None:
-    with pytest.raises(HeadError, match="faiss-ivf or faiss-hnsw"):
+def test_probes_of_an_index_that_looks_at_some_rows_only(images: Any, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(HeadError, match=message):
         KNN(**params).fit(images())
 
 

@@ -10,7 +10,7 @@ import torch
 import heads
 from featcache.errors import HeadError
 from heads import LinearHead, TipAdapter, TipAdapterF, ZeroShot
-from heads.estimators.few_shot.tip_adapter import KeyTraining, train_keys
+from heads.estimators.few_shot.tip_adapter import train_keys
 
 
 def unit(rows: Any) -> Any:
@@ -30,7 +30,7 @@ def loss_of(keys: Any, X: Any, y: Any, text: LinearHead, alpha: float = 1.0, bet
 def test_the_first_step_is_the_gradients_of_the_formula(images: Any, texts: Any) -> None:
     store, text = images(n=30, noise=0.5), ZeroShot().fit(texts()).linear()
     X, y = store.X.astype(np.float32), store.y
-    keys = train_keys(X, y, text, KeyTraining(epochs=1, batch_size=30))
+    keys = train_keys(X, y, text, epochs=1, batch_size=30)
     start = torch.from_numpy(unit(X.astype(np.float64))).requires_grad_()
     numeric = np.zeros((4, 2))  # central differences in a few coordinates
     places = [(0, 0), (7, 3), (19, 11), (29, 5)]
@@ -49,10 +49,10 @@ def test_training_lowers_the_loss_and_is_repeatable(images: Any, texts: Any) -> 
     store, text = images(n=60, noise=0.6), ZeroShot().fit(texts()).linear()
     X, y = store.X.astype(np.float32), store.y
     options: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 16, "seed": 3}
-    trained = train_keys(X, y, text, KeyTraining(epochs=20, **options))
+    trained = train_keys(X, y, text, epochs=20, **options)
     assert loss_of(trained, X, y, text) < loss_of(unit(X), X, y, text) - 0.01
-    np.testing.assert_array_equal(trained, train_keys(X, y, text, KeyTraining(epochs=20, **options)))
-    np.testing.assert_allclose(train_keys(X, y, text, KeyTraining(epochs=0, **options)), unit(X), rtol=1e-6)
+    np.testing.assert_array_equal(trained, train_keys(X, y, text, epochs=20, **options))
+    np.testing.assert_allclose(train_keys(X, y, text, epochs=0, **options), unit(X), rtol=1e-6)
 
 
 def test_without_epochs_it_is_tip_adapter(images: Any, texts: Any) -> None:

@@ -15,7 +15,7 @@ from sklearn.semi_supervised import LabelSpreading
 import heads
 from featcache.errors import HeadError
 from heads import EMDirichlet, LabelPropagation, Material, TransCLIP, ZeroShot, fit_head
-from heads.search.graph import neighbour_graph
+from heads.search.exact import neighbour_graph
 
 KINDS = (TransCLIP, EMDirichlet, LabelPropagation)
 Float = Any
