@@ -248,10 +248,7 @@ class FinetuneOptions:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Options from a recipe or from the record of a run.
 
-        Raises
-        ------
-        TrainingError
-            An option is unknown, or its value is not allowed.
+        Raises TrainingError if an option is unknown, or its value is not allowed.
         """
         known = {item.name for item in fields(cls)}
         if unknown := sorted(values.keys() - known):
@@ -292,10 +289,7 @@ def _weighted(name: str, value: object) -> dict[str, Any]:
 def parse_regularizer(text: str) -> tuple[str, dict[str, Any]]:
     """Parse ``NAME=LAMBDA[,PARAMETER=VALUE...]``, with values in JSON or as bare words.
 
-    Raises
-    ------
-    TrainingError
-        The text has another form.
+    Raises TrainingError if the text has another form.
 
     Examples
     --------
