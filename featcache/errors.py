@@ -153,7 +153,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 def explain(error: OSError, place: object = None, needed: int | None = None) -> str:
-    """A system error in one line: the file (`place`, if the error names none), the error, bytes `needed`, what to do.
+    """A system error in one line: the file (`place`, or as the error names it), the error, bytes `needed`, what to do.
 
     >>> explain(OSError(errno.ENOSPC, "No space left on device", "head.safetensors"), needed=1_000_000)
     'head.safetensors: No space left on device, 1,000,000 bytes are needed; make room there, or name another place'

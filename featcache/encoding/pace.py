@@ -27,7 +27,7 @@ CHUNK_SECONDS, LEAST_CHUNK = 60.0, 64
 class BatchSize:
     """Images per forward pass: `given`, ``$FEATCACHE_BATCH_SIZE``, or on a CPU the fastest in the first passes.
 
-    The passes are reported by calls of `took`; at most half of the `rows` to encode are used to measure.
+    `took` reports a pass; at most half of the `rows` to encode are used to measure. The default on a GPU is 64.
     """
 
     def __init__(self, given: int | None, device: str, rows: int) -> None:

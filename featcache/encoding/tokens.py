@@ -30,7 +30,7 @@ def unit_tokens(tokens: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32
 
 
 class TokenRows:
-    """The tokens of a chunk with some `rows`, of a part with features as in `spec`; rows are copied from `donors`."""
+    """The tokens of one chunk of a part, whose features `spec` describes; known rows are copied from `donors`."""
 
     def __init__(self, part: Part, spec: ArraySpec, rows: range, put: PutFile, donors: Donors) -> None:
         self._part, self._spec, self._rows, self._put, self._donors = part, spec, rows, put, donors

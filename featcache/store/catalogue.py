@@ -246,7 +246,8 @@ def find_path(
     """Folder of a store, given its folder, its key (or the beginning of it), or its short name.
 
     If several stores have that name (a data set that grew, another training run), the newest is taken, with a
-    `FeatcacheWarning` that names the others.
+    `FeatcacheWarning` that names the others. StoreNotFoundError, which lists references that work, if no store matches,
+    or stores of several models do.
 
     Parameters
     ----------
@@ -258,11 +259,6 @@ def find_path(
     suggest : whether the error message suggests similar names; False if the store is to be deleted
     fits : preferred stores if several have the name, such as those of a head's encoder
     only : raise an error if several stores have the name, instead of taking the newest
-
-    Raises
-    ------
-    StoreNotFoundError
-        No store matches, or stores of several models do; the message lists references that work.
     """
     folder, root = location(reference), resolve_root(root)
     if stat(folder / MANIFEST) is not None or read_header(folder) is not None:

@@ -108,7 +108,7 @@ def coarsest(specs: Iterable[ArraySpec]) -> ArraySpec:
 
 @dataclass(frozen=True)
 class Marker:
-    """Record that a chunk is complete: `checksums` is the xxh3-128 of each array's chunk file, by spaces if several."""
+    """Record that a chunk is complete: `checksums` are the xxh3-128 of each array's chunk files, joined by spaces."""
 
     chunk: int
     rows: int

@@ -140,34 +140,24 @@ class OpenClipEncoder(TorchImages):
     def image_identity(self) -> Json:
         """Architecture and weights of the image tower, activation, preprocessing, precision."""
         other = {} if self.preparation is None else {"preparation": self.preparation}
-        return {
-            "library": "open_clip",
-            "tower": "image",
-            "architecture": self._config["vision_cfg"],
-            "embed_dim": self.dim,
-            "activation": self._activation,
-            "weights": self._image_weights,
-            "preprocess": _jsonable(asdict(self._preprocess)) | other,
-            "precision": self._computed_in,
-        }
+        preprocess = _jsonable(asdict(self._preprocess)) | other
+        return self._identity("image", "vision_cfg", self._image_weights) | {"preprocess": preprocess}
 
     @property
     def text_identity(self) -> Json:
         """Architecture and weights of the text tower (logit scale and bias included), tokenizer, context length."""
+        return self._identity("text", "text_cfg", self.text_digest) | {"tokenizer": self._tokenizer_identity}
+
+    def _identity(self, tower: str, config: str, weights: str) -> Json:
         return {
             "library": "open_clip",
-            "tower": "text",
-            "architecture": self._config["text_cfg"],
+            "tower": tower,
+            "architecture": self._config[config],
             "embed_dim": self.dim,
-            "activation": self._activation,
-            "weights": self.text_digest,
-            "tokenizer": self._tokenizer_identity,
+            "activation": "quick_gelu" if self._config.get("quick_gelu", False) else "gelu",
+            "weights": weights,
             "precision": self._computed_in,
         }
-
-    @property
-    def _activation(self) -> str:
-        return "quick_gelu" if self._config.get("quick_gelu", False) else "gelu"
 
     @cached_property
     def _tokenizer_identity(self) -> Json:

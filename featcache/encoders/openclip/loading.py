@@ -33,7 +33,7 @@ MERGES = "bpe_merges.txt.gz"
 def load(
     model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
 ) -> OpenClipEncoder:
-    """Load an open_clip model; EncoderError or, for the other activation, ActivationMismatchError if it cannot be.
+    """Load an open_clip model; EncoderError, or ActivationMismatchError for weights of the other activation.
 
     `model` is an architecture such as ``ViT-B-32``, or a file ``MY-CLIP.json`` in the format of open_clip's
     ``model_configs``, both with `pretrained`: a tag (``openai``), a checkpoint file, or ``random`` for seeded random

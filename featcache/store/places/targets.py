@@ -44,10 +44,9 @@ def checked_target(target: str | Path, stream: str = "") -> Path:
             raise OutputError(f"{target}: this cannot be written to standard output; name a file")
         return Path(target)
     try:
-        try:
+        kind = stat.S_IFREG
+        with contextlib.suppress(FileNotFoundError):  # a new file
             kind = stat.S_IFMT(os.stat(target).st_mode)
-        except FileNotFoundError:
-            kind = stat.S_IFREG
         if kind != stat.S_IFREG:
             what = _KINDS.get(kind, "not a regular file")
             also = f", or - for standard output ({stream})" if stream else ""
@@ -74,7 +73,7 @@ _KINDS = {
 
 @contextlib.contextmanager
 def writing(target: str | Path, needed: int | None = None) -> Iterator[None]:
-    """Turn system errors in the block, also in libraries, into an OutputError with target and number of bytes."""
+    """Turn system errors in the block, also those of libraries, into an OutputError with the target and its size."""
     try:
         yield
     except OutputError:

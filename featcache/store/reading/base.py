@@ -37,6 +37,9 @@ class Store:
         self._readers: dict[str, Reader] = {}
         check_sizes(path, manifest.all_arrays.values())
 
+    def __len__(self) -> int:
+        return self.manifest.n_rows
+
     @property
     def info(self) -> Json:
         """The manifest's description of the contents, see `Manifest.info`."""

@@ -103,7 +103,7 @@ class ImageFeatures(Store, TableDefaults):
         """A `pandas.DataFrame` of all rows: ``id``, ``label``, ``class``, ``valid`` and the metadata columns.
 
         For multi-label data, ``label`` and ``class`` are replaced by one column of targets per class, named like it.
-        With `features`, they are the columns ``f0`` to ``f<D-1>``. MissingExtraError if pandas is not installed.
+        With `features`, these are added as ``f0`` to ``f<D-1>``. MissingExtraError if pandas is not installed.
         """
         from pyarrow import table
 

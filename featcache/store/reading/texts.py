@@ -15,9 +15,6 @@ class TextStore(Store):
 
     kind, made_by = "texts", "featcache text"
 
-    def __len__(self) -> int:
-        return self.manifest.arrays["raw"].shape[0]
-
     def __repr__(self) -> str:
         return f"TextStore({self.name}: {self.counted}, {self.encoder_name}, {self.path})"
 
@@ -67,9 +64,6 @@ class BankStore(Store):
 
     kind, made_by = "banks", "featcache text --random M"
 
-    def __len__(self) -> int:
-        return self.manifest.arrays["features"].shape[0]
-
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """`features`, for ``np.asarray(store)``."""
         return np.array(self.features, dtype, copy=copy)
@@ -98,9 +92,6 @@ class PriorStore(Store):
     """Features (N, D) of one augmented view of a split under a frozen image tower: float32, not normalised."""
 
     kind, made_by = "priors", "featcache finetune"
-
-    def __len__(self) -> int:
-        return self.manifest.arrays["features"].shape[0]
 
     def __repr__(self) -> str:
         return f"PriorStore({self.name}: {int(self.valid.sum()):,} of {len(self):,} views x {self.dim}, {self.path})"

@@ -102,7 +102,7 @@ def check_pool(how: str, prefix: int = 1, what: str = "features") -> str:
 def pool(tokens: Array, how: str, prefix: int = 0) -> Float32:
     """Pooled tokens (n, D) float32, not normalised, of tokens (n, P, D), by one of `POOLS`.
 
-    `prefix` class and register tokens come first; ``cls`` takes the first, the others skip them.
+    The first `prefix` tokens are class and register tokens: ``cls`` takes the first of them, the others skip them.
 
     >>> pool(np.array([[[9.0], [1.0], [2.0]]]), "mean", 1), pool(np.array([[[9.0], [1.0], [2.0]]]), "cls", 1)
     (array([[1.5]], dtype=float32), array([[9.]], dtype=float32))
