@@ -25,7 +25,7 @@ class Plain:
     cells: Mapping[str, int] = field(default_factory=dict)
 
     def require(self, problem: Problem) -> None:
-        """Nothing: it runs anywhere."""
+        """No requirements: it runs anywhere."""
 
     def run(self, problem: Problem) -> Tally:
         """The tally, block by block."""

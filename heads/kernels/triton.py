@@ -360,9 +360,8 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
     arguments = (features, weights, bias, packed.scale, problem.labels.contiguous(), *out, *sizes)
     options: dict[str, Any] = {"BLOCK_N": shape.rows, "BLOCK_C": shape.classes, "BLOCK_D": shape.features}
     options |= {"D": features.shape[1], "HAS_BIAS": packed.bias is not None, "PREDICT": problem.confusion}
-    options |= {"PRECISION": "ieee" if precision == "ieee" else "tf32"}
+    options |= {"PRECISION": "ieee" if precision == "ieee" else "tf32", "enable_fp_fusion": True}  # the default varies
     options |= {"num_warps": shape.warps, "num_stages": shape.stages}
-    options |= {"enable_fp_fusion": True}  # Triton's default differs between its versions
     blocks_of_heads = problem.n_heads
     if problem.alphas is not None:
         arguments += (torch.tensor(problem.alphas, dtype=torch.float32, device=features.device), problem.n_heads)

@@ -44,16 +44,12 @@ _BACKTRACKS = 25
 _LOW_TOL = 1e-4  # gap at which cheap products give way to exact ones
 _FEW = 20  # iterations of the last penalty below which exact products alone are faster: switching costs a window
 _STRONGER = 10.0  # blocks built for a penalty this many times as strong say nothing about the gap
-_WINDOW = 5  # iterations whose decrease has to be small, too
-_SHORT_WINDOW = 2  # the same for tolerances from _LOW_TOL up
+_WINDOW, _SHORT_WINDOW = 5, 2  # iterations whose decrease has to be small, too; the short one from _LOW_TOL up
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where a minimisation ended: parameters (C, D + 1) and objective.
-
-    `converged`: the estimated gap is below the tolerance, or as small as the floating-point type can resolve.
-    """
+    """Where a minimisation ended, with theta (C, D + 1); converged if the gap is below `tol` or lost in rounding."""
 
     theta: Tensor
     value: float

@@ -193,10 +193,9 @@ class _Descent:
     def __init__(self, solver: OneVsRestSolver, theta: Tensor, classes: Tensor, penalty: float) -> None:
         self.solver, self.penalty, self.classes = solver, penalty, classes
         self.theta = theta.clone()
-        k = len(classes)
-        self.value = torch.zeros(k, dtype=torch.float64)
-        self.iterations = torch.zeros(k, dtype=torch.int64)
-        self.converged = torch.zeros(k, dtype=torch.bool)
+        self.value = torch.zeros(len(classes), dtype=torch.float64)
+        self.iterations = torch.zeros(len(classes), dtype=torch.int64)
+        self.converged = torch.zeros(len(classes), dtype=torch.bool)
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # steps, changes of gradient, 1 / curvature (0: none)
 
     def run(self) -> None:
