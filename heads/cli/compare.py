@@ -17,18 +17,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache compare``."""
-    parser.add_argument("head_a", metavar="HEAD_A", help=HEAD_HELP)
-    parser.add_argument("head_b", metavar="HEAD_B", help="another head; differences are B minus A")
-    parser.add_argument("stores", metavar="STORE", nargs="+", help="image stores to compare them on")
+    add = parser.add_argument
+    add("head_a", metavar="HEAD_A", help=HEAD_HELP)
+    add("head_b", metavar="HEAD_B", help="another head; differences are B minus A")
+    add("stores", metavar="STORE", nargs="+", help="image stores to compare them on")
     group_argument(parser)
-    parser.add_argument(
-        "--cluster", nargs="+", metavar="COLUMN", help="resample rows with equal values in these columns together"
-    )
-    parser.add_argument("--draws", type=int, default=DRAWS, metavar="N", help=f"bootstrap draws (default: {DRAWS})")
-    parser.add_argument(
-        "--level", type=float, default=0.95, metavar="P", help="confidence level of the intervals (default: 0.95)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add("--cluster", nargs="+", metavar="COLUMN", help="resample rows with equal values in these columns together")
+    add("--draws", type=int, default=DRAWS, metavar="N", help=f"bootstrap draws (default: {DRAWS})")
+    add("--level", type=float, default=0.95, metavar="P", help="confidence level of the intervals (default: 0.95)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     seen_arguments(parser)
     class_arguments(parser)
     store_arguments(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 import time
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from heads.fitted.base import LogitHead
     from heads.report.web import Background
 
-
 ALSO_SHOWN = {"macro_f1": "macro F1", "pm0": "pm-0 accuracy", "pm10": "pm-10 accuracy"}
 """Titles of metrics (fractions) that only some data sets have, or that are reported on request."""
 
@@ -58,25 +58,26 @@ SHOWN_CLASSES = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache evaluate``."""
-    parser.add_argument("heads", metavar="HEAD", nargs="+", help=HEAD_HELP)
-    parser.add_argument("--on", metavar="STORE", nargs="+", required=True, help="image stores to evaluate them on")
-    parser.add_argument(
+    add = parser.add_argument
+    add("heads", metavar="HEAD", nargs="+", help=HEAD_HELP)
+    add("--on", metavar="STORE", nargs="+", required=True, help="image stores to evaluate them on")
+    add(
         "--alphas",
         type=float,
         nargs="+",
         metavar="A",
         help="with two heads: also their interpolations, from 0 (the first head) to 1 (the second)",
     )
-    parser.add_argument("--select", metavar="STORE", help="choose the best alpha on this split, and add that head")
+    add("--select", metavar="STORE", help="choose the best alpha on this split, and add that head")
     metric_argument(parser)
     parser.set_defaults(metric=None)
-    parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
+    add("-o", "--output", metavar="FILE", help="save the head that --select chose")
     names_argument(parser, "the stores'")
     class_arguments(parser)
     group_argument(parser)
     seen_arguments(parser)
-    parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
-    parser.add_argument(
+    add("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
+    add(
         "--intervals",
         nargs="?",
         type=int,
@@ -84,16 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DRAWS",
         help="add 95%% bootstrap intervals of top1 and NLL, or of mAP and F1",
     )
-    parser.add_argument(
+    add(
         "--log-line",
         action="store_true",
         help="also print a line per head as in Lipsum-FT's log: NAME/acc 8.246e-01, ...",
     )
-    parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank, or logits, by sample: .npz or .parquet")
-    parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
-    parser.add_argument("--macro-f1", action="store_true", help="also report the mean F1 of the classes that have rows")
+    add("--per-sample", metavar="FILE", help="NLL and rank, or logits, by sample: .npz or .parquet")
+    add("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
+    add("--macro-f1", action="store_true", help="also report the mean F1 of the classes that have rows")
     output_arguments(parser)
-    parser.add_argument(
+    add(
         "--calibrate",
         metavar="STORE",
         help="with --report: fit the temperature of the calibration charts on this split (default: that of --select)",
@@ -220,14 +221,17 @@ def _best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
 
 def _background(args: argparse.Namespace, head: LogitHead, judgement: Judgement, seconds: float) -> Background:
     """Details of a head and provenance, for the page."""
+    from heads import calibrate
     from heads.report.details import head_details, provenance_facts, store_facts
     from heads.report.web import Background
 
     names, stores = list(judgement.stores), list(judgement.stores.values())
     known = args.names or [store.name for store in stores]
     subset = class_subset(args, head.classnames, known, head.name)
-    selection = args.calibrate or args.select
-    after = _calibrated(head, selection, args) if selection else None
+    selection, after = args.calibrate or args.select, None
+    ignored = () if args.calibrate else (FeatcacheError,)  # the split of --select may only do for choosing alpha
+    with contextlib.suppress(*ignored):
+        after = calibrate(head, open_images(selection, args)) if selection else None
     details = [] if head.multilabel else head_details(head, stores, names, class_subset=subset, calibrated=after)
     rows = sum(len(store) for store in stores)
     cost = {
@@ -236,18 +240,6 @@ def _background(args: argparse.Namespace, head: LogitHead, judgement: Judgement,
     }
     facts = {"Cost": cost, "Stores": store_facts(stores, names), "Heads": provenance_facts(judgement.rows)}
     return Background(details=details, facts=facts)
-
-
-def _calibrated(head: LogitHead, selection: str, args: argparse.Namespace) -> LogitHead | None:
-    """The head with a temperature fitted on a split; None if it was fitted there, or the split has other classes."""
-    from heads import calibrate
-
-    try:
-        return calibrate(head, open_images(selection, args))
-    except FeatcacheError:
-        if args.calibrate:
-            raise
-        return None  # the split of --select may be usable only for choosing alpha
 
 
 def _intervals(rows: Sequence[Row]) -> list[str]:

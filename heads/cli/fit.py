@@ -15,14 +15,7 @@ from featcache.progress import Printed, Silent
 from featcache.store import TextStore
 from featcache.store.places.targets import checked_target
 from heads.cli.arguments import json_setting, open_reference, open_texts, rows_device_argument, store_arguments
-from heads.estimators.catalogue import (
-    HEADS,
-    head_class,
-    make_head,
-    parameters_of,
-    takes_prior,
-    takes_selection,
-)
+from heads.estimators.catalogue import HEADS, head_class, make_head, parameters_of, takes_prior, takes_selection
 
 if TYPE_CHECKING:
     from featcache.store.protocol import FeatureTable
@@ -32,32 +25,27 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache fit``."""
-    head = parser.add_argument("head", metavar="HEAD", help=f"one of {', '.join(sorted(HEADS))}")
+    add = parser.add_argument
+    head = add("head", metavar="HEAD", help=f"one of {', '.join(sorted(HEADS))}")
     vars(head)["completer"] = HEADS
-    parser.add_argument(
+    add(
         "stores",
         metavar="STORE",
         nargs="+",
         help="folder, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]; some heads take an image store and a text store, "
         "or the file of a linear head in place of the texts",
     )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="file of the head (safetensors), - for standard output"
-    )
-    parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
-    parser.add_argument(
-        "--exclude-seen", action="store_true", help="leave training rows out of --select (default: refuse them)"
-    )
-    parser.add_argument(
+    add("-o", "--output", required=True, metavar="FILE", help="file of the head (safetensors), - for standard output")
+    add("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
+    add("--exclude-seen", action="store_true", help="leave training rows out of --select (default: refuse them)")
+    add(
         "--group",
         metavar="COLUMN",
         help="metadata column (patient, video) whose equal values form a group: groups are held out as a whole, and "
         "count as seen if one of their rows is trained on",
     )
-    parser.add_argument(
-        "--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot"
-    )
-    parser.add_argument(
+    add("--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot")
+    add(
         "--set",
         action="append",
         default=[],

@@ -10,15 +10,16 @@ SHOWN = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache leaks``."""
-    parser.add_argument("train", metavar="TRAIN", help="image store that heads are fitted on")
-    parser.add_argument("test", metavar="TEST", help="image store that heads are evaluated on")
-    parser.add_argument(
+    add = parser.add_argument
+    add("train", metavar="TRAIN", help="image store that heads are fitted on")
+    add("test", metavar="TEST", help="image store that heads are evaluated on")
+    add(
         "--threshold",
         type=float,
         help="smallest cosine of a pair (default: closer than a quarter of the median distance, 1 - cosine, between a "
         "training image and its nearest neighbour)",
     )
-    parser.add_argument("--per-row", type=int, default=5, metavar="K", help="most pairs per test image (default: 5)")
+    add("--per-row", type=int, default=5, metavar="K", help="most pairs per test image (default: 5)")
     store_arguments(parser)
 
 

@@ -34,22 +34,23 @@ CSV_COLUMNS = ("image", "place", "class", "index", "probability", "error")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache predict``."""
+    add = parser.add_argument
     parser.epilog = (
         "Images that are missing or cannot be read are named in the output and counted on stderr. Exit code: 0 if at "
         "least one image was read, 2 if none was."
     )
-    parser.add_argument("head", metavar="HEAD", help=HEAD_HELP)
-    parser.add_argument(
+    add("head", metavar="HEAD", help=HEAD_HELP)
+    add(
         "images",
         metavar="IMAGES",
         nargs="+",
         help="files, folders, patterns, @FILE with one path per line; or one store (NAME/SPLIT) with their features",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
-    parser.add_argument("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
-    parser.add_argument("--model", help="the head's encoder, if the head does not say how to load it")
+    add("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
+    add("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
+    add("--model", help="the head's encoder, if the head does not say how to load it")
     pretrained_argument(parser)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
     preprocess_argument(parser)
     device_argument(parser)
     decoding_arguments(parser, 64)

@@ -17,26 +17,25 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache report``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "results",
         metavar="RESULTS",
         nargs="+",
         help="results.jsonl of evaluate, sweep or wise, or WiSE-FT's --results-db",
     )
-    parser.add_argument(
-        "-o", "--output", metavar="FOLDER", help="write report.html, report.md, report.csv, report.tex and plots there"
-    )
-    parser.add_argument("--format", default="text", choices=FORMATS, help="what is printed (default: text)")
-    parser.add_argument("--on", metavar="DATA", nargs="+", help="data sets to show, in order (default: all)")
-    parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
-    parser.add_argument(
+    add("-o", "--output", metavar="FOLDER", help="write report.html, report.md, report.csv, report.tex and plots there")
+    add("--format", default="text", choices=FORMATS, help="what is printed (default: text)")
+    add("--on", metavar="DATA", nargs="+", help="data sets to show, in order (default: all)")
+    add("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
+    add(
         "--metric",
         metavar="M",
         nargs="+",
         help="metrics, a table each (default: top1 nll; for multi-label heads map_macro auroc_macro f1_macro f1_micro)",
     )
-    parser.add_argument("--heads", metavar="NAME", nargs="+", help="heads to show; the beginning of a name is enough")
-    parser.add_argument("--title", help="heading of the page (default: the names of the files)")
+    add("--heads", metavar="NAME", nargs="+", help="heads to show; the beginning of a name is enough")
+    add("--title", help="heading of the page (default: the names of the files)")
     against_argument(parser)
 
 

@@ -13,19 +13,12 @@ from heads.cli.arguments import open_images, open_texts, results_argument, verif
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache retrieve``."""
-    parser.add_argument("images", metavar="IMAGES", help="image store: folder, key, or NAME/SPLIT[@MODEL]")
-    parser.add_argument(
-        "texts", metavar="TEXTS", nargs="?", help="text store, with sample ids as classes and captions as prompts"
-    )
-    parser.add_argument(
-        "--captions", metavar="FILE", help="JSON {sample id: [caption, ...]} to embed, instead of TEXTS"
-    )
-    parser.add_argument(
-        "--caption-column", metavar="NAME", help="metadata column that holds the captions, instead of TEXTS"
-    )
-    parser.add_argument(
-        "--k", type=int, nargs="+", default=[1, 5, 10], help="values of k in recall@k (default: 1 5 10)"
-    )
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help="image store: folder, key, or NAME/SPLIT[@MODEL]")
+    add("texts", metavar="TEXTS", nargs="?", help="text store, with sample ids as classes and captions as prompts")
+    add("--captions", metavar="FILE", help="JSON {sample id: [caption, ...]} to embed, instead of TEXTS")
+    add("--caption-column", metavar="NAME", help="metadata column that holds the captions, instead of TEXTS")
+    add("--k", type=int, nargs="+", default=[1, 5, 10], help="values of k in recall@k (default: 1 5 10)")
     results_argument(parser, per="run")
     verify_argument(parser)
     model_arguments(parser)

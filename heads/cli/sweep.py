@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache sweep``."""
-    heads = parser.add_argument("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
+    add = parser.add_argument
+    heads = add("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
     vars(heads)["completer"] = HEADS
-    parser.add_argument("--file", metavar="TOML", help="the whole sweep from one file, in place of the flags below")
-    parser.add_argument(
+    add("--file", metavar="TOML", help="the whole sweep from one file, in place of the flags below")
+    add(
         "--data",
         metavar="NAME",
         nargs="+",
@@ -49,25 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sweep each of these data sets: {} in the stores below is replaced by NAME; --train defaults to {}/train "
         "and --on to {}/test",
     )
-    parser.add_argument("--train", metavar="STORE", help="training rows")
-    parser.add_argument("--select", metavar="STORE", help="where hyper-parameters, alphas and settings are chosen")
-    parser.add_argument("--on", metavar="STORE", nargs="+", default=[], help="test stores")
-    parser.add_argument("--texts", metavar="STORE", nargs="+", default=[], help="text stores")
-    parser.add_argument("--models", metavar="MODEL", nargs="+", help="sweep NAME/SPLIT@MODEL for each of these")
-    parser.add_argument("--shots", metavar="K", nargs="+", default=["all"], help="rows per class, or `all` (default)")
-    parser.add_argument(
-        "--seeds", metavar="S", nargs="+", type=int, default=[0], help="seeds for drawing the shots (default: 0)"
-    )
-    parser.add_argument(
+    add("--train", metavar="STORE", help="training rows")
+    add("--select", metavar="STORE", help="where hyper-parameters, alphas and settings are chosen")
+    add("--on", metavar="STORE", nargs="+", default=[], help="test stores")
+    add("--texts", metavar="STORE", nargs="+", default=[], help="text stores")
+    add("--models", metavar="MODEL", nargs="+", help="sweep NAME/SPLIT@MODEL for each of these")
+    add("--shots", metavar="K", nargs="+", default=["all"], help="rows per class, or `all` (default)")
+    add("--seeds", metavar="S", nargs="+", type=int, default=[0], help="seeds for drawing the shots (default: 0)")
+    add(
         "--select-shots",
         metavar="K",
         type=int,
         help="rows per class of --select in few-shot fits, never more than the shots (CoOp: 4)",
     )
-    parser.add_argument(
-        "--allow-fewer", action="store_true", help="use all rows of classes that have fewer than the shots"
-    )
-    parser.add_argument(
+    add("--allow-fewer", action="store_true", help="use all rows of classes that have fewer than the shots")
+    add(
         "--alphas",
         metavar="A",
         nargs="+",
@@ -75,18 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="interpolate with zero-shot; the best is chosen on --select, or by folds of --train",
     )
-    parser.add_argument("--metric", help="what --select compares (default: top1; map_macro for multi-label heads)")
-    parser.add_argument(
+    add("--metric", help="what --select compares (default: top1; map_macro for multi-label heads)")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="HEAD.NAME=VALUE",
         help="a parameter of all fits, in JSON; ridge.prior='\"texts\"' shrinks towards the zero-shot head of --texts",
     )
-    parser.add_argument(
-        "--grid", action="append", default=[], metavar="HEAD.NAME=LIST", help="values to try, one fit each, in JSON"
-    )
-    parser.add_argument(
+    add("--grid", action="append", default=[], metavar="HEAD.NAME=LIST", help="values to try, one fit each, in JSON")
+    add(
         "--reproduce-paper",
         choices=sorted(PAPERS),
         help="follow the paper and choose on the first test store: a leak, which is noted in every row",
@@ -94,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seen_arguments(parser)
     dry_run_argument(parser, "fitted")
     output_arguments(parser, per="fit")
-    parser.add_argument("--quiet", action="store_true", help="do not print a line per fit on stderr")
+    add("--quiet", action="store_true", help="do not print a line per fit on stderr")
     rows_device_argument(parser)
     store_arguments(parser)
 

@@ -41,29 +41,24 @@ DIGITS = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache table``."""
-    parser.add_argument("head", metavar="HEAD", help="zero_shot, or, with --train, a head that is fitted on images")
-    parser.add_argument(
+    add = parser.add_argument
+    add("head", metavar="HEAD", help="zero_shot, or, with --train, a head that is fitted on images")
+    add(
         "--data",
         metavar="DATA",
         nargs="+",
         required=True,
         help="data sets, one table each; collection:NAME:DIR has a column per domain, other sources one column",
     )
-    parser.add_argument(
-        "--models", metavar="MODEL", nargs="+", required=True, help="models as in encode, one line each"
-    )
+    add("--models", metavar="MODEL", nargs="+", required=True, help="models as in encode, one line each")
     pretrained_argument(parser, "every model")
-    parser.add_argument("--split", default="all", help="split of every domain (default: all)")
-    parser.add_argument("--templates", default="picture", help="template set, file, or one with {} (default: picture)")
-    parser.add_argument("--train", metavar="DATA:SPLIT", help="training rows of heads that are fitted on images")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the head, its value in JSON"
-    )
-    parser.add_argument("--metric", default="top1", help="what the cells show (default: top1)")
-    parser.add_argument("--format", default="text", choices=FORMATS, help="format of the tables (default: text)")
-    parser.add_argument(
-        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the models (default: fp32)"
-    )
+    add("--split", default="all", help="split of every domain (default: all)")
+    add("--templates", default="picture", help="template set, file, or one with {} (default: picture)")
+    add("--train", metavar="DATA:SPLIT", help="training rows of heads that are fitted on images")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the head, its value in JSON")
+    add("--metric", default="top1", help="what the cells show (default: top1)")
+    add("--format", default="text", choices=FORMATS, help="format of the tables (default: text)")
+    add("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the models (default: fp32)")
     against_argument(parser)
     results_argument(parser, per="model and data set")
     decoding_arguments(parser)

@@ -1,8 +1,4 @@
-"""Evaluate many heads on many stores in one pass over each store, and choose a head on a selection split.
-
-`judge` computes metrics and groups, and on request per-sample results and confusion counts; `evaluate` returns its
-rows.
-"""
+"""Evaluate many heads on many stores in one pass over each store, and choose a head on a selection split."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -208,18 +204,11 @@ def subsets_of(
 
 def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
     """The part of a row that does not depend on results."""
-    row: Row = {
-        "head": head.name,
-        "encoder": ", ".join(dict.fromkeys(store.encoder_name or "unnamed" for store in stores)),
-        "params": head.provenance.params,
-        "fitted_on": head.provenance.fitted_on,
-        "chosen_on": head.provenance.chosen_on,
-    }
-    if "protocol" in head.provenance.params:
-        row["protocol"] = head.provenance.params["protocol"]
-    if head.alpha is not None:
-        row["alpha"] = float(head.alpha)
-    return row
+    record, encoders = head.provenance, dict.fromkeys(store.encoder_name or "unnamed" for store in stores)
+    row: Row = {"head": head.name, "encoder": ", ".join(encoders), "params": record.params}
+    row |= {"fitted_on": record.fitted_on, "chosen_on": record.chosen_on}
+    row |= {"protocol": record.params["protocol"]} if "protocol" in record.params else {}
+    return row if head.alpha is None else {**row, "alpha": float(head.alpha)}
 
 
 def reportable(heads: Sequence[LogitHead], store: FeatureTable, options: EvaluateOptions) -> FeatureTable:

@@ -87,12 +87,9 @@ def _without(store: FeatureTable, masks: Sequence[Mask]) -> FeatureTable:
 
 
 def refuse_seen(head: LogitHead, store: FeatureSource, roles: Sequence[str] = ROLES, *, named: bool = True) -> None:
-    """Raise a HeadError if rows of a source are among those that a head was fitted or chosen on.
+    """Raise a HeadError if rows of a source are among those that a head was fitted or chosen on (`roles`).
 
-    Parameters
-    ----------
-    roles : "fitted_on", "chosen_on" or both
-    named : whether to refuse also a split that has the name, split and key in the head's record
+    Without `named`, a split with the name, split and key in the head's record is let through.
     """
     if not is_table(store):
         return

@@ -186,7 +186,9 @@ def robustness_chart(rows: Sequence[Row], first: str, shifted: Sequence[str], me
         tip = f"{label_of(row)}\n{first} {100 * px:.2f} {shown.unit}\n{over} {100 * py:.2f} {shown.unit}"
         return Mark(x(px), y(py), shape, tip, f"{alpha:g}" if (alpha := alpha_of(row)) in (0.0, 0.5, 1.0) else "")
 
-    series = _no_drop(x, y)
+    low, high = max(x.low, y.low), min(x.high, y.high)
+    diagonal = _polyline([(x(p), y(p)) for p in (low, high)])  # straight, as both axes have one scale
+    series = [Series("no drop", COLOURS, diagonal, kind="dashed")] if low < high else []
     paths = paths_of(kept)
     for number, (name, path) in enumerate(paths.items()):
         marks = [mark(row, ENDS.get(alpha_of(row), "thin")) for row in path]
@@ -208,13 +210,6 @@ def _by_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
             name = SHOTS.sub("", label_of(row)) if isinstance(row.get("shots"), int) else label_of(row)
             groups.setdefault(name, []).append(row)
     return {name: sorted(group, key=lambda row: row.get("shots") or 0) for name, group in groups.items()}
-
-
-def _no_drop(x: Axis, y: Axis) -> list[Series]:
-    """The diagonal of equal accuracy, if it crosses the frame; it is straight, as both axes have one scale."""
-    low, high = max(x.low, y.low), min(x.high, y.high)
-    line = _polyline([(x(p), y(p)) for p in (low, high)])
-    return [Series("no drop", COLOURS, line, kind="dashed")] if low < high else []
 
 
 def alpha_charts(rows: Sequence[Row], datasets: Sequence[str], metrics: Sequence[str], most: int = 6) -> list[Chart]:

@@ -1,7 +1,4 @@
-"""Plots of an evaluation; the only file that imports matplotlib.
-
-Figures are made without pyplot: no global state, no display, safe in threads.
-"""
+"""Plots, without pyplot: no global state, no display, safe in threads. The only file that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -118,6 +115,8 @@ def plot_nll_against_alpha(
     HeadError
         If there is no such interpolation, or several and no name.
     """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     paths = paths_of(rows)
     if name is None and len(paths) == 1:
         name = next(iter(paths))
@@ -132,7 +131,11 @@ def plot_nll_against_alpha(
     figure, axes = _figure(8.2, 4.6)
     alphas, values = np.concatenate(list(curves.values())).T
     if values.min() > 0 and values.max() > 10 * values.min():
-        _log_scale(axes, values)
+        axes.set_yscale("log")
+        axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for number, (dataset, curve) in enumerate(curves.items()):
         colour = INK if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
         best = curve[curve[:, 1].argmax() if shown.higher_is_better else curve[:, 1].argmin()]
@@ -228,14 +231,3 @@ def _draw_paths(axes: Axes, rows: Sequence[Row], points: Floats) -> None:
                 axes.plot(*point, marker, color=colour, markersize=size, zorder=3)
             if alpha in (0.0, 0.5, 1.0):
                 axes.annotate(f"{alpha:g}", point, (7, -12), textcoords="offset points", fontsize=8, color=colour)
-
-
-def _log_scale(axes: Axes, values: Floats) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,23 +179,19 @@ def _write(path: Path, judgement: Judgement, arrays: Mapping[str, Array], blocks
         named: dict[str, Any] = {"heads": names, "alphas": alphas, **arrays}
         np.savez_compressed(buffer, **named)
     else:
-        _write_parquet(blocks, buffer)
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        kinds = {"store": pa.string(), "head": pa.string(), "alpha": pa.float64(), "id": pa.string()}
+        tables = []
+        for store, row, columns in blocks:
+            n = next(len(values) for values in columns.values() if values is not None)
+            common = {"store": [store] * n, "head": [row["head"]] * n, "alpha": [row.get("alpha")] * n}
+            found = {
+                name: pa.nulls(n, kinds[name]) if values is None else pa.array(values, kinds.get(name))
+                for name, values in (common | columns).items()
+            }
+            tables.append(pa.table(found))
+        parquet.write_table(pa.concat_tables(tables), buffer, compression="zstd")
     write_target(path, buffer.getbuffer())
     return path
-
-
-def _write_parquet(blocks: Iterator[Block], file: BinaryIO) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    kinds = {"store": pa.string(), "head": pa.string(), "alpha": pa.float64(), "id": pa.string()}
-
-    def column(name: str, values: object, n: int) -> object:
-        return pa.nulls(n, kinds[name]) if values is None else pa.array(values, kinds.get(name))
-
-    tables = []
-    for store, row, columns in blocks:
-        n = next(len(values) for values in columns.values() if values is not None)
-        common = {"store": [store] * n, "head": [row["head"]] * n, "alpha": [row.get("alpha")] * n}
-        tables.append(pa.table({name: column(name, values, n) for name, values in (common | columns).items()}))
-    parquet.write_table(pa.concat_tables(tables), file, compression="zstd")

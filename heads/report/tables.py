@@ -8,7 +8,6 @@ from featcache.progress import printable
 from heads.evaluation.metrics import Metric, Row, metric_of
 from heads.report.rows import MEAN, choose_datasets, comparable, format_value, label_of, mean_of, shifts_of, value_of
 
-GAP = "    "
 CHANGES = ("drop", "rise")
 """Titles of the column with the change from the in-distribution data set to the mean over the shifted ones."""
 
@@ -147,7 +146,7 @@ def table_text(
             texts += _marked(rows, values, shown, title, best="{}*", other="{} ")
             by_title.setdefault("drop / rise" if title in CHANGES else title, []).append(texts)
     groups = [_group(cell_text(title), columns) for title, columns in by_title.items()]
-    return in_blocks(["", "", *(cell_text(label_of(row)) for row in rows)], groups, width, GAP)
+    return in_blocks(["", "", *(cell_text(label_of(row)) for row in rows)], groups, width, gap="    ")
 
 
 def _group(title: str, columns: Sequence[Sequence[str]]) -> list[str]:
