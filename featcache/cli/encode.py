@@ -164,7 +164,7 @@ def _datasets(args: argparse.Namespace) -> list[Dataset]:
     if args.name == "":
         raise DatasetError("--name '': expected a name of letters, digits, '-', '_' and '.'; or leave it out")
     if args.name and len(args.data) > 1:
-        raise DatasetError(f"--name {args.name}: one name for {len(args.data)} data sets; encode that one by itself")
+        raise DatasetError(f"--name {args.name}: one name for {len(args.data)} data sets; encode them one at a time")
     holdout = holdout_options(args.holdout, args.holdout_seed, args.holdout_group)
     found = [
         dataset

@@ -188,7 +188,7 @@ def check_targets(targets: Array, rows: int, classnames: Sequence[str]) -> None:
         )
     if len(set(classnames)) != len(classnames):
         twice = next(name for name in classnames if list(classnames).count(name) > 1)
-        raise DatasetError(f"two classes of multi-label data are named {twice!r}; give each a name of its own")
+        raise DatasetError(f"two classes of multi-label data are named {twice!r}; give every class a unique name")
     odd = np.argwhere((targets != 0) & (targets != 1) & (targets != -1))
     if len(odd):
         row, column = odd[0].tolist()

@@ -223,7 +223,7 @@ class StoreJob(ABC, Generic[S]):
             kept = self.n_rows - sum(len(spec.rows_of(chunk)) for chunk in outputs.pending())
             rest = f"; rows are written in chunks of {spec.chunk_rows:,} (--chunk-rows)" if self.n_rows > kept else ""
             stopped.add_note(
-                f"{self.what}: {kept:,} of {self.n_rows:,} rows are kept{rest}; run the same command again to go on"
+                f"{self.what}: {kept:,} of {self.n_rows:,} rows are kept{rest}; run the same command again to continue"
             )
             raise
         finally:

@@ -222,7 +222,7 @@ def reportable(heads: Sequence[LogitHead], store: FeatureTable, options: Evaluat
         if not allow_chosen and head.provenance.was_chosen_on(store):
             raise HeadError(
                 f"{head.name} was chosen on {store.name}/{store.split}, {OPTIMISTIC}; "
-                "report on another split (--allow-seen, in Python allow_chosen=True, reproduces papers that do not)"
+                "report on another split (to reproduce papers that do not: --allow-seen, in Python allow_chosen=True)"
             )
         refuse_seen(head, store, ROLES[:1] if allow_chosen else ROLES, named=False)
     return store

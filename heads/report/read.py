@@ -49,7 +49,7 @@ def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
         if number < last and line.strip():
             raise HeadError(f"{path}:{number}: not JSON ({error}); remove that line") from None
         if line.strip():
-            said = f"{path}:{number}: the last line is unfinished and is left out; run what wrote it again"
+            said = f"{path}:{number}: the last line is incomplete and is skipped; run the command that wrote it again"
             warnings.warn(said, FeatcacheWarning, stacklevel=3)
         return None
     if not isinstance(row, dict):

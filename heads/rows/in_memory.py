@@ -144,7 +144,7 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
         raise HeadError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     refuse_tokens(store, "only single vectors are held in memory")
     if is_multilabel(store):
-        raise HeadError(f"{store.name!r} is multi-label; such rows are not held on a device: take the store itself")
+        raise HeadError(f"{store.name!r} is multi-label, which is not supported in memory; pass the store itself")
     place = _checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     keep = np.flatnonzero(store.valid)
     if not len(keep):

@@ -10,7 +10,7 @@ SAFE_LENGTHS = (1e-15, 1e18)
 
 
 def unit_rows(X: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows (n, D) of length 1, float32; a row of zeros stays, one with NaN or infinity becomes NaN.
+    """Rows (n, D) scaled to length 1, float32; rows of zeros are kept, rows with NaN or infinity become NaN.
 
     >>> unit_rows(np.array([[3e30, 4e30], [3e-200, 4e-200], [0.0, 0.0]])).round(3).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.6000000238418579, 0.800000011920929], [0.0, 0.0]]

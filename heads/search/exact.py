@@ -114,7 +114,7 @@ def _safe(lengths: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows (n, D) of length 1; a row of zeros stays."""
+    """Rows (n, D) scaled to length 1; rows of zeros are kept."""
     lengths = _lengths(rows)
     if not _safe(lengths).all():
         peaks = rows.abs().amax(dim=1, keepdim=True)

@@ -147,9 +147,7 @@ class SweepPlan:
             if not vars(self)[name]:
                 raise HeadError(f"a sweep without {name}; give at least one")
         if len({head_class(head.name).multilabel for head in self.heads}) > 1:
-            raise HeadError(
-                "a sweep of multi-label heads and others; no store fits both: sweep them one after the other"
-            )
+            raise HeadError("a sweep of multi-label and single-label heads, which no store fits; sweep them separately")
         _ = self.picked_by  # an unknown metric is an error
         if self.paper is not None and self.paper not in PAPERS:
             raise HeadError(f"unknown paper {self.paper!r}; expected one of {', '.join(PAPERS)}")

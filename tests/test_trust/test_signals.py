@@ -43,7 +43,7 @@ def test_encode_releases_its_claims(tmp_path: Path, number: signal.Signals, code
     done = len(list(tmp_path.glob("cache/images/*/*/done/*.json")))
     assert said.splitlines()[-1] == (
         f"featcache: Terminated: ended by {number.name}: pictures/all with tiny: {2 * done} of 500 rows are kept; "
-        "rows are written in chunks of 2 (--chunk-rows); run the same command again to go on"
+        "rows are written in chunks of 2 (--chunk-rows); run the same command again to continue"
     )
     assert "Traceback" not in said
     assert not list(tmp_path.glob("cache/images/*/*/claims/*"))

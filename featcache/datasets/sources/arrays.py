@@ -172,7 +172,7 @@ def _check_prepared(images: Array, path: Path, prepared: str) -> None:
         raise DatasetError(f"{path.parent},prepared={prepared}: expected one of {', '.join(PREPARED)}, or leave it out")
     if images.shape[1] != images.shape[2]:
         raise DatasetError(
-            f"{path}: images of {images.shape[1]} x {images.shape[2]} have not gone through {prepared}, which leaves "
+            f"{path}: images of {images.shape[1]} x {images.shape[2]} were not prepared by {prepared}, which makes "
             "squares; leave prepared= out"
         )
 

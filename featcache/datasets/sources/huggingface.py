@@ -191,7 +191,7 @@ def _load(place: str, split: str, options: dict[str, str]) -> HubData:
             f"the split, config=, and that this machine reaches the hub{nowhere}"
         ) from error
     if "streaming" in options:
-        raise DatasetError(f"hf:{place}: is on this disk; leave out streaming=")
+        raise DatasetError(f"hf:{place}: is a local folder or file; leave out streaming=")
     if (folder / "state.json").is_file():
         return found
     if split not in found:

@@ -11,8 +11,8 @@ errors of e and g average out. Relative errors of 1e-2 in e and of 1e-3 in h bec
 
 So everything between the rows and (e, h) is bfloat16 (`Coarse`), which the CPU multiplies fast and reads twice as fast
 as float32. The formulas are those of `heads.solvers.ridge.leave_one_out`, with one difference: near pairs of
-eigenvalues, which rounding would blow up, are the R / 16 nearest ones, each a column ``z_d z_e`` with the factor
-``2 K_de F_d F_e``.
+eigenvalues, at which rounding would be amplified, are the R / 16 nearest ones, each a column ``z_d z_e`` with the
+factor ``2 K_de F_d F_e``.
 
 The two exact sums also measure the error of the products: a relative error of the sum of e is about that of the
 covariance. Where these are too large (`_MISMATCH`), `mean_errors` returns None, and the caller repeats the pass in

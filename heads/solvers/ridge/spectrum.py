@@ -92,7 +92,7 @@ class Spectrum:
         """Weights (C, D) and intercept (C,) for one alpha; equals ``sklearn.linear_model.Ridge(alpha)``."""
         (alpha,) = check_alphas([alpha])
         shrink, null = 1.0 / (self.eigenvalues + alpha), len(self.eigenvalues) * self.rounding
-        if alpha < null:  # null directions hold rounding alone, which so small an alpha would blow up
+        if alpha < null:  # null directions hold only rounding errors, which so small an alpha would amplify
             shrink[self.eigenvalues < null] = 0.0
         weights = (self.vectors @ (self.projected * shrink[:, None])).T
         if self.base is not None:

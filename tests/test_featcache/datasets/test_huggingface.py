@@ -198,7 +198,7 @@ def test_errors(saved, tmp_path, monkeypatch):
         (f"hf:{saved},image=photo", "train", "image columns are image; name one"),
         (f"hf:{saved},label=kind", "train", "no column kind; there are image"),
         (f"hf:{saved},metadata=month", "train", "no column month"),
-        (f"hf:{saved},streaming=yes", "train", "is on this disk"),
+        (f"hf:{saved},streaming=yes", "train", "is a local folder or file"),
         (f"hf:{saved},streaming=1", "train", "expected yes or no"),
         (f"hf:{saved},id=region", "train", "sample ids occur more than once"),
         (f"hf:{tmp_path}/nowhere", "train", f"{tmp_path}/nowhere does not exist, and this is not a name on the hub"),

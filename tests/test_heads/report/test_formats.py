@@ -46,7 +46,7 @@ def write(path, rows, tail=""):
 def test_files_are_read_in_order_and_an_unfinished_last_line_is_skipped(tmp_path):
     one = write(tmp_path / "1.jsonl", ROWS[:1])
     two = write(tmp_path / "2.jsonl", ROWS[1:], '{"head": "rid')
-    with pytest.warns(FeatcacheWarning, match=r"2.jsonl:2: the last line is unfinished and is left out"):
+    with pytest.warns(FeatcacheWarning, match=r"2.jsonl:2: the last line is incomplete and is skipped"):
         assert read_rows([two, one]) == [ROWS[1], ROWS[0]]
 
 

@@ -359,7 +359,7 @@ def test_multi_label_heads_are_picked_by_map_and_the_table_shows_it(tagged: Any,
     assert replace(plan, metric="nll").picked_by == "binary_nll"
     with pytest.raises(HeadError, match="top1 is not a metric of multi-label heads"):
         replace(plan, metric="top1")
-    with pytest.raises(HeadError, match="a sweep of multi-label heads and others"):
+    with pytest.raises(HeadError, match="a sweep of multi-label and single-label heads"):
         replace(plan, heads=(HeadGrid("ridge"), HeadGrid("multilabel_ridge")))
 
 
