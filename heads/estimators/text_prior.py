@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -14,8 +16,11 @@ from heads.fitted.missing_classes import without_opinion
 from heads.fitted.provenance import Json
 from heads.rows.samples import Float, Rows, Samples, as_samples, is_text
 
+Texts: TypeAlias = TextSource | LinearHead | Fitted
+"""What few-shot and transductive heads start from: a text store, or any linear head as zero-shot head."""
 
-def text_head(texts: TextSource | LinearHead | Fitted) -> LinearHead:
+
+def text_head(texts: Texts) -> LinearHead:
     """The zero-shot head of a text store (from all its prompts), or the linear head given."""
     return as_linear(ZeroShot().fit(texts) if is_text(texts) else texts)
 

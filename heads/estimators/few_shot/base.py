@@ -9,10 +9,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from featcache.store.protocol import TextSource
 from heads.estimators.base import HeadClassifier
-from heads.estimators.text_prior import samples_of, text_head, text_identity
-from heads.fitted.base import Fitted
+from heads.estimators.text_prior import Texts, samples_of, text_head, text_identity
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Features, Ints, Mask, Rows, Samples, Selection, gathered, require_finite
@@ -38,14 +36,7 @@ class FewShotClassifier(HeadClassifier):
 
     metric: str
 
-    def fit(
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        texts: TextSource | LinearHead | Fitted,
-        selection: Selection | None = None,
-    ) -> Self:
+    def fit(self, X: Rows, y: ArrayLike | None = None, *, texts: Texts, selection: Selection | None = None) -> Self:
         """Fit on arrays, tensors or an image store, in memory.
 
         Parameters

@@ -15,11 +15,11 @@ from torch.nn import functional
 from featcache.encoders.taps import PRE_PROJECTION
 from featcache.errors import HeadError, MismatchError
 from featcache.parameters import Count, Decay, Rate
-from featcache.store.protocol import FeatureSource, TextSource
+from featcache.store.protocol import FeatureSource
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows
-from heads.estimators.text_prior import samples_of
-from heads.fitted.base import Fitted, label_values
+from heads.estimators.text_prior import Texts, samples_of
+from heads.fitted.base import label_values
 from heads.fitted.linear import LinearHead
 from heads.fitted.projected import ProjectedHead
 from heads.fitted.provenance import check_classes
@@ -83,12 +83,7 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
     epochs: Count = 300
 
     def fit(  # type: ignore[override]  # nothing is chosen
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        texts: TextSource | LinearHead | Fitted,
-        projection: ArrayLike | None = None,
+        self, X: Rows, y: ArrayLike | None = None, *, texts: Texts, projection: ArrayLike | None = None
     ) -> Self:
         """Fit like the other few-shot heads (`heads.estimators.few_shot.base`), without choosing any setting.
 

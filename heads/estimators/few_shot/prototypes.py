@@ -14,12 +14,10 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, Rate, Seed
-from featcache.store.protocol import TextSource
 from heads.estimators.base import LinearClassifier
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows
-from heads.estimators.text_prior import class_directions
-from heads.fitted.base import Fitted, softmax
-from heads.fitted.linear import LinearHead
+from heads.estimators.text_prior import Texts, class_directions
+from heads.fitted.base import softmax
 from heads.rows.samples import Rows, overflow
 from heads.solvers.schedule import cosine
 
@@ -41,7 +39,7 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
     seed: int
 
     def fit(  # type: ignore[override]  # nothing is chosen
-        self, X: Rows, y: ArrayLike | None = None, *, texts: TextSource | LinearHead | Fitted
+        self, X: Rows, y: ArrayLike | None = None, *, texts: Texts
     ) -> Self:
         """Fit like the other few-shot heads (`heads.estimators.few_shot.base`), without choosing any setting.
 

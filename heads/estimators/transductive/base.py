@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
-from featcache.store.protocol import TextSource
 from heads.estimators.base import NonlinearClassifier
-from heads.estimators.text_prior import samples_of, text_head, text_identity
-from heads.fitted.base import Fitted
+from heads.estimators.text_prior import Texts, samples_of, text_head, text_identity
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Provenance, encoder_record, split_id
 from heads.fitted.transductive import PROTOCOL, TransductiveHead
@@ -48,14 +46,7 @@ class TransductiveClassifier(NonlinearClassifier):
 
     head_: TransductiveHead
 
-    def fit(
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        texts: TextSource | LinearHead | Fitted,
-        labelled: Selection | None = None,
-    ) -> Self:
+    def fit(self, X: Rows, y: ArrayLike | None = None, *, texts: Texts, labelled: Selection | None = None) -> Self:
         """Adapt to rows.
 
         Parameters
