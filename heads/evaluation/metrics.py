@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally, stats_of_arrays
+from heads.kernels.calibration_bins import CALIBRATION_BINS
+from heads.kernels.tally import RowStats, Tally, stats_of_arrays
 
 Row: TypeAlias = dict[str, Any]
 """Results of one head as JSON types; see `heads.evaluate`."""

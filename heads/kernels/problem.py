@@ -11,7 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally
+from heads.kernels.calibration_bins import CALIBRATION_BINS
+from heads.kernels.tally import RowStats, Tally
 
 Values: TypeAlias = ArrayLike | torch.Tensor
 """A tensor, or any array-like."""

@@ -16,13 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from heads.kernels.calibration_bins import CALIBRATION_BINS, bins_of, calibration_errors
 from heads.solvers.primitives import as_tensor
 
 CAP = 1e-8
 """Added to a probability before its logarithm, as in Lipsum-FT's test NLL: at most 18.42 per row."""
-
-CALIBRATION_BINS = 15
-"""Number of bins of the confidence, for the expected calibration error (ECE)."""
 
 _UNITS = 2.0**40
 """Units of a confidence; a float32 one of at least 2**-16 is a whole number of them."""
@@ -229,22 +227,9 @@ class Tally:
             "nll": self.nll / self.n,
             "nll_capped": self.nll_capped / self.n,
             "brier": self.brier / self.n,
-            "ece": np.abs(self.bin_hits - self.bin_confidence).sum(axis=1) / self.n,
+            "ece": calibration_errors(self.bin_hits, self.bin_confidence, self.n),
         }
         return [{key: float(values[h]) for key, values in columns.items()} for h in range(len(self.nll))]
-
-
-def bins_of(confidences: torch.Tensor, n_bins: int = CALIBRATION_BINS) -> torch.Tensor:
-    """Index (int64) of the bin of each confidence, the largest probability of a row; `heads.kernels.cpu` does the same.
-
-    Bins have equal width and are closed on the right (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-
-    Examples
-    --------
-    >>> bins_of(torch.tensor([0.2, 0.5, 0.51, 1.0]), n_bins=2).tolist()
-    [0, 0, 1, 1]
-    """
-    return (torch.ceil(confidences.double() * n_bins).long() - 1).clamp_(0, n_bins - 1)
 
 
 def _sums(places: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

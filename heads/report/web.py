@@ -21,7 +21,7 @@ import numpy as np
 from featcache import __version__
 from featcache.store.places.targets import write_target
 from heads.evaluation.metrics import ALL_METRICS, Metric, Row, metric_of
-from heads.kernels.tally import CALIBRATION_BINS
+from heads.kernels.calibration_bins import CALIBRATION_BINS
 from heads.report import charts
 from heads.report.against import Comparison
 from heads.report.details import Detail

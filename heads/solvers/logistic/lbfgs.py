@@ -96,7 +96,7 @@ class Minimiser:
         self.theta = objective.zeros()
         self._line = Line(objective)
         self._blocks: ClassBlocks | None = None
-        self._built_for = 0.0  # strength of the penalty of the blocks
+        self._built_for: float | Tensor = 0.0  # strength of the penalty of the blocks
         self._build_cost = ClassBlocks.cost(objective)
         # Iterations since the last build, or since the start. A build that costs less than one iteration comes first.
         self._age = self._build_cost if ClassBlocks.operations(objective) < 1.0 else 0
@@ -104,12 +104,13 @@ class Minimiser:
         self._took = self.max_iter  # iterations of the last penalty
         self.builds = 0
 
-    def solve(self, strength: float, tol: float | None = None) -> Optimum:
-        """The minimum for the strength of a penalty, to another tolerance if one is given."""
+    def solve(self, strength: float | Tensor, tol: float | None = None) -> Optimum:
+        """The minimum for the strength of a penalty, or one per class (C, 1), to another tolerance if one is given."""
         tol = self.tol if tol is None else tol
         rows, self.objective.strength = self.objective.rows, strength
-        before, now = self.theta.new_tensor([self._built_for, strength])  # paths by decades depend on how these round
-        if self._blocks is not None and bool(before > _STRONGER * now):
+        # In the type of theta: paths by decades depend on how these round.
+        before, now = (torch.as_tensor(value).to(self.theta) for value in (self._built_for, strength))
+        if self._blocks is not None and bool((before > _STRONGER * now).any()):
             self._blocks, self._age = None, self._build_cost
         with one_torch_thread() as threads:
             self.objective.threads = threads if self.theta.device.type == "cpu" else 1

@@ -1,10 +1,12 @@
-"""The objective of multinomial logistic regression, at a point and along a line.
+"""The objective of a linear model with an L2 penalty, at a point and along a line.
 
 For parameters theta = (V, b), with V (C, D) the shift of the weights from the prior's and b (C,) the intercepts, row
 weights s and logits ``z_i = (W0 + V) x_i + b0 + b``:
 
-    f(theta) = sum_i s_i NLL(z_i, y_i) + strength / 2 ||V||²
-    gradient = [Rᵀ X + strength V, Rᵀ 1],      R (N, C) the derivative of s_i NLL_i with respect to z_i
+    f(theta) = sum_i s_i l(z_i, y_i) + strength / 2 ||V||²
+    gradient = [Rᵀ X + strength V, Rᵀ 1],      R (N, C) the derivative of s_i l_i with respect to z_i
+
+The loss l is one of `heads.solvers.logistic.losses`: of the multinomial logistic regression, unless another is given.
 
 Logits are linear in the parameters. So `Line` keeps the logits Z of a point and dZ of a direction: an iteration takes
 two products (dZ and the gradient), and a line search none. Each piece of rows goes through both products and the loss
@@ -21,9 +23,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from heads.solvers.logistic.losses import Loss, Multinomial
 from heads.solvers.logistic.rows import Block, RowSource
 from heads.solvers.parallel import side_by_side
-from heads.solvers.primitives import softmax_residual
 
 PIECE_ROWS = 2048
 """Rows per piece on a CPU."""
@@ -53,12 +55,13 @@ class Objective:
     ----------
     rows : features, labels and row weights
     n_classes : C
+    loss : of the logits and labels
     fit_intercept : whether the last column of theta is free; otherwise it stays zero
     offset : the prior's weights and intercepts on centred features, (C, D + 1), which are added to theta
 
     Attributes
     ----------
-    strength : of the L2 penalty; 1 until it is set
+    strength : of the L2 penalty: a number, or one per class (C, 1); 1 until it is set
     precision : current precision of the products
     products : products with all rows so far
     threads : pieces processed at once; the caller limits torch to one thread for each
@@ -73,12 +76,25 @@ class Objective:
     """
 
     def __init__(
-        self, rows: RowSource, n_classes: int, *, fit_intercept: bool = True, offset: Tensor | None = None
+        self,
+        rows: RowSource,
+        n_classes: int,
+        loss: Loss | None = None,
+        *,
+        fit_intercept: bool = True,
+        offset: Tensor | None = None,
     ) -> None:
         self.rows, self.n_classes, self.fit_intercept = rows, n_classes, fit_intercept
+        self.loss: Loss = loss or Multinomial()
         self.offset = None if offset is None else offset.to(rows.sample.X.device)
-        self.strength, self.precision = 1.0, rows.precision
+        self.strength: float | Tensor = 1.0
+        self.precision = rows.precision
         self.products, self.threads = 0, 1
+
+    @property
+    def sums_to_zero(self) -> bool:
+        """Whether gradients and optima sum to zero over classes."""
+        return self.loss.shift_invariant and not isinstance(self.strength, Tensor)
 
     @property
     def dim(self) -> int:
@@ -108,7 +124,7 @@ class Objective:
     def value(self, theta: Tensor, logits: Logits | None = None) -> float:
         """f(theta), summed in float64; one product, or none with logits."""
         of = logits or self.product(theta)
-        losses = self._pieces(lambda piece: _loss(piece.block, of(piece))[0])
+        losses = self._pieces(lambda piece: self._loss(piece.block, of(piece))[0])
         return float(sum(losses, self._zero())) + self._penalty(theta)
 
     def value_and_gradient(self, theta: Tensor, logits: Logits | None = None) -> tuple[float, Tensor]:
@@ -116,7 +132,7 @@ class Objective:
         of = logits or self.product(theta)
 
         def of_piece(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
-            value, residual = _loss(piece.block, of(piece))
+            value, residual = self._loss(piece.block, of(piece))
             sums = residual.sum(dim=0)  # before the product, which may overwrite the residuals
             return value, self.precision.backward(residual, piece.block.X, self.rows.largest_weight), sums
 
@@ -164,12 +180,20 @@ class Objective:
 
             yield from side_by_side(len(block.X), size, of, self.threads)
 
+    def _loss(self, block: Block, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted loss of some rows, summed in float64, and its derivative (n, C) with respect to the logits."""
+        losses, residual = self.loss.value_and_residual(logits, block.y)
+        if block.weights is not None:
+            losses *= block.weights
+            residual *= block.weights[:, None]
+        return losses.sum(dtype=torch.float64), residual
+
     def _zero(self) -> Tensor:
         """An accumulator for the losses of pieces, on the device, so that a pass synchronises only once."""
         return torch.zeros((), dtype=torch.float64, device=self.rows.sample.X.device)
 
     def _penalty(self, theta: Tensor) -> float:
-        squares = theta[:, :-1].square().sum(dim=1, dtype=torch.float64)
+        squares = theta[:, :-1].square().sum(dim=1, keepdim=True, dtype=torch.float64)
         return 0.5 * float((squares * self.strength).sum())
 
 
@@ -239,12 +263,3 @@ class Line:
         if self._pending and self.objective.rows.keep_logits:
             self._Z.add_(self._dZ, alpha=self._pending)
         self._pending = 0.0
-
-
-def _loss(block: Block, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted NLL of some rows, summed in float64, and its derivative (n, C) with respect to the logits."""
-    losses, residual = softmax_residual(logits, block.y)
-    if block.weights is not None:
-        losses *= block.weights
-        residual *= block.weights[:, None]
-    return losses.sum(dtype=torch.float64), residual

@@ -2,7 +2,7 @@
 
 The Hessian has C x C blocks of D x D. The diagonal block of class c is
 
-    M_c = sum_i s_i p_ic (1 - p_ic) x_i x_iᵀ + strength I
+    M_c = sum_i s_i h_ic x_i x_iᵀ + strength I,        h_ic the curvature of the loss: p_ic (1 - p_ic)
 
 (with the intercept as a last feature 1, which is not penalised). One Gram matrix for all classes cannot follow the
 curvatures ``p (1 - p)``, which differ by orders of magnitude between classes and rows; the blocks do. Measured on
@@ -16,6 +16,8 @@ gradients are projected to that subspace on both sides, which keeps the precondi
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,14 +41,14 @@ class Diagonal:
         X, _, weights = f.rows.sample
         stride = logits.numel() // _CURVATURES + 1  # a subset of the rows is enough
         n = float(len(X)) if weights is None else float(weights.sum())
-        totals = _curvature(logits[::stride]).mean(dim=0) * n
+        totals = f.loss.curvature(logits[::stride]).mean(dim=0) * n
         totals = totals.clamp_min(float(totals.mean()) * 1e-2)[:, None]
         self._diagonal = torch.cat([totals * f.mean_square + f.strength, totals], dim=1)
+        self._sums_to_zero = f.sums_to_zero
 
     def solve(self, gradient: Tensor) -> Tensor:
         """The preconditioned gradient (C, D + 1)."""
-        found = (gradient - gradient.mean(dim=0)).div_(self._diagonal)
-        return found.sub_(found.mean(dim=0))
+        return _projected(gradient, self._sums_to_zero, lambda g: g / self._diagonal)
 
 
 class ClassBlocks:
@@ -71,7 +73,7 @@ class ClassBlocks:
         self._f, (self._X, _, weights) = f, f.rows.sample
         on_cpu, width = self._X.device.type == "cpu", self._X.shape[1] + 1
         self._count = min(2 * (width - 1), len(self._X))
-        self._curvature = _curvature(logits)
+        self._curvature = f.loss.curvature(logits)
         if weights is not None:
             self._curvature *= weights[:, None]
         self.inverses = self._X.new_empty(f.n_classes, width, width)
@@ -100,13 +102,14 @@ class ClassBlocks:
 
     def solve(self, gradient: Tensor) -> Tensor:
         """The preconditioned gradient (C, D + 1)."""
-        g = gradient - gradient.mean(dim=0)
 
-        def of(some: slice) -> Tensor:
-            return torch.bmm(self.inverses[some], g[some, :, None])[:, :, 0]
+        def product(g: Tensor) -> Tensor:
+            def of(some: slice) -> Tensor:
+                return torch.bmm(self.inverses[some], g[some, :, None])[:, :, 0]
 
-        found = torch.cat(list(side_by_side(len(g), self._solved_at_once, of, self._f.threads)))
-        return found.sub_(found.mean(dim=0))
+            return torch.cat(list(side_by_side(len(g), self._solved_at_once, of, self._f.threads)))
+
+        return _projected(gradient, self._f.sums_to_zero, product)
 
     def _build(self, some: slice) -> None:
         """Invert the blocks of some classes."""
@@ -126,15 +129,18 @@ class ClassBlocks:
             blocks += rest.clamp_min_(0.0).to(blocks.dtype)[:, None, None] * self._f.second_moment
         # The penalty, on the weights alone. Without an intercept, its row and column are those of the identity.
         diagonal = blocks.diagonal(dim1=1, dim2=2)
-        scale = diagonal[:, :-1].mean(dim=1) + self._f.strength
-        diagonal[:, :-1] += self._f.strength
+        strength = self._f.strength
+        diagonal[:, :-1] += strength[some] if isinstance(strength, Tensor) else strength
+        scale = diagonal[:, :-1].mean(dim=1)
         if not self._f.fit_intercept:
             blocks[:, -1, :], blocks[:, :, -1] = 0.0, 0.0
             blocks[:, -1, -1] = 1.0
         self.inverses[some] = batched_spd_inverse(blocks, scale)
 
 
-def _curvature(logits: Tensor) -> Tensor:
-    """``p (1 - p)`` (n, C): the diagonal of each row's Hessian with respect to its logits."""
-    p = torch.softmax(logits, dim=1)
-    return p.addcmul_(p, p, value=-1.0)
+def _projected(gradient: Tensor, sums_to_zero: bool, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """A product, projected before and after to the subspace where classes sum to zero, if gradients are in it."""
+    if not sums_to_zero:
+        return product(gradient)
+    found = product(gradient - gradient.mean(dim=0))
+    return found.sub_(found.mean(dim=0))

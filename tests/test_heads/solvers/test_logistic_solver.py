@@ -15,10 +15,9 @@ from heads.solvers.logistic.lbfgs import Minimiser
 from heads.solvers.logistic.objective import Line, Logits, Objective
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.precision import BFLOAT16, FLOAT16, FLOAT16_HALVES, FLOAT32, Precision, cheaper_on
-from heads.solvers.logistic.preconditioner import ClassBlocks, _curvature
+from heads.solvers.logistic.preconditioner import ClassBlocks
 from heads.solvers.logistic.rows import Block, DeviceRows, Rows, RowSource, StreamedRows
 from heads.solvers.parallel import side_by_side
-from heads.solvers.primitives import softmax_residual
 
 
 def problem(draw: Any, n: int = 50) -> tuple[Line, torch.Tensor]:
@@ -43,20 +42,6 @@ def nll_of(f: Objective, theta: torch.Tensor) -> torch.Tensor:
     whole = theta + f.offset
     nll = torch.nn.functional.cross_entropy(X @ whole[:, :-1].T + whole[:, -1], y, reduction="none")
     return (weights * nll).sum()
-
-
-def test_residual_and_curvature_are_autograds() -> None:
-    logits = 3 * torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 3, 1, 1, 2])
-
-    def total(z: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(z, labels, reduction="sum")
-
-    losses, residual = softmax_residual(logits.clone(), labels)
-    assert float(losses.sum()) == pytest.approx(float(total(logits)), rel=1e-12)
-    torch.testing.assert_close(residual, torch.autograd.functional.jacobian(total, logits))  # type: ignore[no-untyped-call]
-    hessian = torch.autograd.functional.hessian(total, logits)  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(_curvature(logits), torch.einsum("icic->ic", hessian))
 
 
 def test_gradient_is_autograds(draw: Any) -> None:
