@@ -12,7 +12,8 @@ packages `heads` and `ft`.
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,29 @@ def sibling(name: str) -> ModuleType:
         )
     return import_module(name)
 
+
+class _Aliases:
+    """Imports of ``featcache.heads``, ``featcache.ft`` and below give the modules of `heads` and `ft`, not copies."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, rest = name.partition(".")
+        if package != __name__ or rest.partition(".")[0] not in SIBLINGS:
+            return None
+        return spec_from_loader(name, self)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        name = spec.name.partition(".")[2]
+        sibling(name.partition(".")[0])
+        module = import_module(name)
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """The module ran under its own name, whose spec it keeps."""
+        module.__spec__ = module.__spec__.loader_state  # type: ignore[union-attr]
+
+
+sys.meta_path.insert(0, _Aliases())
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__)

@@ -38,6 +38,26 @@ def test_heads_and_ft_are_attributes_of_featcache() -> None:
     assert {"heads", "ft", "encode"} <= set(dir(featcache))
 
 
+def test_heads_and_ft_are_importable_below_featcache() -> None:
+    """One module under two names: classes of both are the same, and nothing runs twice."""
+    code = """
+import featcache.heads, featcache.heads.estimators.ridge.classifier as below
+from featcache.heads import Ridge
+from featcache.ft.merging import wise as other
+import heads, heads.estimators.ridge.classifier, ft.merging.wise
+assert featcache.heads is heads and below is heads.estimators.ridge.classifier and other is ft.merging.wise
+assert Ridge is heads.Ridge is below.Ridge
+assert heads.__spec__.name == "heads" and below.__spec__.name == below.__name__ == "heads.estimators.ridge.classifier"
+try:
+    import featcache.heads.nothing
+except ModuleNotFoundError as error:
+    assert "heads.nothing" in str(error)
+else:
+    raise AssertionError("imported what is not there")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
 @pytest.mark.parametrize("name", ["heads.py", "ft/__init__.py"])
 def test_a_file_that_shadows_a_package_is_named(name: str, tmp_path: Path) -> None:
     other = tmp_path / name
@@ -48,6 +68,7 @@ def test_a_file_that_shadows_a_package_is_named(name: str, tmp_path: Path) -> No
     for arguments in (
         ["-m", "featcache", {"heads": "fit", "ft": "wise"}[package], "--help"],
         ["-c", f"import featcache; featcache.{package}"],
+        ["-c", f"import featcache.{package}"],
     ):
         command = [sys.executable, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
