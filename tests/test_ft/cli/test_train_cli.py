@@ -141,6 +141,7 @@ def test_only_one_process_prints(
     monkeypatch.setattr("ft.training.loop.finetune", trained)
     monkeypatch.setattr("ft.training.page.write_run_page", lambda folder, _: Path(folder))
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # a bar would be shown beside a notebook's kernel
     assert main(["finetune", "digits", "--out", "run", "--json"]) == 0
     told = capsys.readouterr()
     assert told.out.count('"steps": 2') == told.err.count("finetune: 0/1 rows") == lines
