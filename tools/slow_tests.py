@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 0.4
+LIMIT = 0.25
 
 
 def slow_tests(report: Path) -> list[str]:
