@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from featcache.cli.arguments import at_least
 from featcache.datasets import DATASETS, open_dataset
 from featcache.datasets.sources.arrays import load_array
-from featcache.errors import DatasetError, FeatcacheError, FeatcacheWarning
+from featcache.errors import FeatcacheError, FeatcacheWarning, MissingExtraError
 from featcache.parameters import check_record, json_value
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
 from featcache.store import find_store
@@ -401,7 +401,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = featcache.encode("digits", "val", root=folder / "cache")
     pack(store.path, folder / "packed.tar")
     for kind in FOLDERS:
-        with contextlib.suppress(DatasetError):
+        with contextlib.suppress(MissingExtraError):
             export(store, folder / kind, kind, np.dtype(np.float16))
     return folder
 
