@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
-from featcache.parameters import Count, Decay, Fraction, Rate, Whole
-from heads.estimators.base import Loss
+from featcache.parameters import Decay, Rate, Whole
 from heads.estimators.logistic.probes import Epochs, TrainedProbes
 
 LRS = (1e-3, 1e-2, 1e-1)
@@ -54,10 +53,3 @@ class AdamW(TrainedProbes):
     weight_decay: Decay | Sequence[Decay] = 0.1
     epochs: Epochs | None = None
     warmup: Whole | None = None
-    _: KW_ONLY
-    batch_size: Count = 128
-    label_smoothing: Fraction = 0.0
-    prior: object = None
-    seed: Whole = 0
-    metric: Loss = "top1"
-    standardise: bool = False

@@ -6,8 +6,6 @@ its neighbours on the grid have been tried. That takes about 15 fits instead of 
 if the score has a single peak.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

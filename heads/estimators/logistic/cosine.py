@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.parameters import Count, Decay, Fraction, Rate, Whole
-from heads.estimators.base import Loss
+from featcache.parameters import Decay, Rate, Whole
 from heads.estimators.logistic.probes import Epochs, TrainedProbes
 from heads.rows.samples import Float
 from heads.solvers.primitives import class_sums
@@ -68,13 +67,6 @@ class Cosine(TrainedProbes):
     weight_decay: Decay | Sequence[Decay] = 0.0
     epochs: Epochs = 20
     warmup: Whole | None = 0
-    _: KW_ONLY
-    batch_size: Count = 128
-    label_smoothing: Fraction = 0.0
-    prior: object = None
-    seed: Whole = 0
-    metric: Loss = "top1"
-    standardise: bool = False
 
     def _parameters(self, start: tuple[Float, Float] | None, rows: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Class vectors (C, D) and the log of the scale."""

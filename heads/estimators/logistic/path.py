@@ -1,7 +1,5 @@
 """What logistic heads of one label and of several share: a path of fits over C."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,9 +1,9 @@
 """Linear probes trained on batches: all settings of a grid in one pass over the rows, and the choice of the best."""
 
-from __future__ import annotations
-
+# Annotations are not postponed: those of `_BatchOptions` are looked up in the modules of the classes that inherit them.
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.errors import FeatcacheWarning, HeadError
-from featcache.parameters import Range
-from heads.estimators.base import LinearClassifier, RowsClassifier, criterion
+from featcache.parameters import Count, Fraction, Range, Whole
+from heads.estimators.base import LinearClassifier, Loss, RowsClassifier, criterion
 from heads.estimators.few_shot.base import held_out_masks
 from heads.estimators.standardise import Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
@@ -54,7 +54,19 @@ class _Bank(NamedTuple):
         return np.asarray(~finite, bool)
 
 
-class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _BatchOptions:
+    """The last parameters of every probe trained on batches, given by keyword."""
+
+    batch_size: Count = 128
+    label_smoothing: Fraction = 0.0
+    prior: object = None
+    seed: Whole = 0
+    metric: Loss = "top1"
+    standardise: bool = False
+
+
+class TrainedProbes(_BatchOptions, Standardising, RowsClassifier, LinearClassifier):
     """Base of probes trained on batches: K settings (learning rate, weight decay) train as a bank of K probes.
 
     A batch is read once for all probes, and one product with K C columns gives their logits. Each probe has its own
@@ -92,10 +104,6 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
     weight_decay: float | Sequence[float]
     epochs: int | None
     warmup: int | None
-    batch_size: int
-    label_smoothing: float
-    prior: object
-    seed: int
 
     def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
         """The optimiser of groups with `params`, `lr` and `weight_decay`."""

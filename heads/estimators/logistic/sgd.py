@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import torch
 
-from featcache.parameters import Count, Decay, Fraction, Rate, Whole
-from heads.estimators.base import Loss
+from featcache.parameters import Decay, Fraction, Rate, Whole
 from heads.estimators.logistic.probes import Epochs, Groups, TrainedProbes
 
 DINOV2_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -58,13 +57,6 @@ class SGD(TrainedProbes):
     momentum: Fraction = 0.9
     epochs: Epochs | None = None
     warmup: Whole | None = 0
-    _: KW_ONLY
-    batch_size: Count = 128
-    label_smoothing: Fraction = 0.0
-    prior: object = None
-    seed: Whole = 0
-    metric: Loss = "top1"
-    standardise: bool = False
 
     def _rate(self, lr: float) -> float:
         return lr * self.batch_size / 256

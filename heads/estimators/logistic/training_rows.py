@@ -1,7 +1,5 @@
 """Training rows of a logistic fit: in memory, streamed, or on a GPU."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 
