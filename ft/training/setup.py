@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -272,8 +271,8 @@ class RunSetting:
         elif options.head == "zero_shot":
             head = ZeroShot().fit(self.text_store()).linear()
         elif options.head in PROBES:
-            probe: Any = PROBES[options.head]()
-            head = probe.fit(encode_dataset(self.dataset, as_stored(encoder), root=self.root).store).linear()
+            store = encode_dataset(self.dataset, as_stored(encoder), root=self.root).store
+            head = PROBES[options.head]().fit(store).linear()
         else:
             head = self._head_of_file()
         weights, bias = torch.from_numpy(head.weights.copy()), torch.from_numpy(head.bias.copy())

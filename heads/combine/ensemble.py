@@ -6,8 +6,6 @@ predictions need nothing new. Logits of a class that a member never saw a row of
 (`heads.fitted.missing_classes`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np

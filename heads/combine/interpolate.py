@@ -5,18 +5,16 @@ emit logits (`LinearHead`), so both ends are on one scale. Without a selection s
 training rows (`interpolate_by_folds`).
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from featcache.errors import HeadError, MismatchError
+from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.fit import unfitted
 from heads.estimators.text_prior import samples_of
 from heads.evaluation.evaluate import best_of
@@ -132,7 +130,7 @@ _BLOCK = 8192  # rows whose logits are held at once
 
 def interpolate_by_folds(
     head0: LogitHead | Fitted,
-    estimator: Any,
+    estimator: LinearClassifier,
     X: Rows,
     y: ArrayLike | None = None,
     *,
@@ -200,10 +198,10 @@ def interpolate_by_folds(
     return head.with_provenance(head.provenance.with_params(**how))
 
 
-def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -> list[float]:
+def _checked(estimator: LinearClassifier, alphas: Iterable[float], folds: int, metric: str) -> list[float]:
     """The alphas, ascending."""
-    name = getattr(estimator, "name", type(estimator).__name__)
-    if getattr(estimator, "fits_on", None) != "images" or not hasattr(estimator, "linear"):
+    if not isinstance(estimator, LinearClassifier) or estimator.fits_on != "images":
+        name = estimator.name if isinstance(estimator, HeadClassifier) else type(estimator).__name__
         raise HeadError(f"{name} is not a linear head fitted on rows; give one, such as heads.Ridge([1.0])")
     metric_of(metric)
     path = sorted({float(alpha) for alpha in alphas})
@@ -212,7 +210,7 @@ def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -
     return path
 
 
-def _group_ids(estimator: Any, groups: ArrayLike | None, samples: Samples) -> Ints | None:
+def _group_ids(estimator: LinearClassifier, groups: ArrayLike | None, samples: Samples) -> Ints | None:
     """Groups as numbers from 0, given or of the store."""
     given = samples.groups if groups is None else groups
     if given is None:
@@ -225,12 +223,14 @@ def _group_ids(estimator: Any, groups: ArrayLike | None, samples: Samples) -> In
     return group_ids(given, len(samples.labels()))
 
 
-def _fitted(estimator: Any, first: LinearHead, X: Rows, y: ArrayLike | None, groups: Array | None) -> LinearHead:
+def _fitted(
+    estimator: LinearClassifier, first: LinearHead, X: Rows, y: ArrayLike | None, groups: Array | None
+) -> LinearHead:
     """A copy of the estimator, fitted."""
     options: Json = {"texts": first} if estimator.takes_texts else {"classnames": first.classnames}
     if groups is not None:
         options["groups"] = groups
-    return as_linear(unfitted(estimator).fit(X, y, **options))
+    return unfitted(estimator).fit(X, y, **options).linear()
 
 
 def _choose(

@@ -1,7 +1,5 @@
 """`calibrate`: temperature scaling of a fitted head on a selection split."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from featcache.errors import HeadError

@@ -1,7 +1,5 @@
 """Base classes of the estimators: prediction, checks, and conversion to a `LinearHead` or another `LogitHead`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
@@ -91,6 +89,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     classnames_: tuple[str, ...]
     n_features_in_: int
     provenance_: Provenance
+
+    @abstractmethod
+    def fit(self, *args: Any, **options: Any) -> Self:
+        """Fit the head; what a head is fitted on differs."""
 
     @abstractmethod
     def frozen(self) -> LogitHead:

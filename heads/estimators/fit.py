@@ -1,11 +1,9 @@
 """Fit any head of `HEADS` by name, for the commands `fit` and `sweep`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from sklearn.utils.validation import check_is_fitted
 
@@ -18,6 +16,8 @@ from heads.estimators.zero_shot import ZeroShot
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
+
+H = TypeVar("H", bound=HeadClassifier)
 
 CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_", "lr": "lr_", "weight_decay": "weight_decay_"}
 """Parameters that may be lists of values to choose from, and the attribute with the chosen value."""
@@ -74,7 +74,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
     [1]
     """
     kind, texts = head_class(name), material.texts
-    head: Any = make_head(name, parameters or {}, material.prior if takes_prior(name) else None)
+    head = make_head(name, parameters or {}, material.prior if takes_prior(name) else None)
     head.progress = material.progress
     if (kind.fits_on == "texts" or kind.takes_texts) and not texts:
         raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
@@ -93,8 +93,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
             raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")
         options |= {"texts": material.text_head()} if kind.takes_texts else {}
         options |= _groups(kind, material)
-    fitted: HeadClassifier = head.fit(X, **options)
-    return fitted
+    return head.fit(X, **options)
 
 
 def _groups(kind: type[HeadClassifier], material: Material) -> Json:
@@ -112,13 +111,12 @@ def _groups(kind: type[HeadClassifier], material: Material) -> Json:
     return {}
 
 
-def unfitted(head: HeadClassifier) -> HeadClassifier:
+def unfitted(head: H) -> H:
     """An unfitted copy with the same parameters; unlike scikit-learn's `clone`, it keeps the prior fitted."""
-    found: HeadClassifier = type(head)(**head.get_params(deep=False))
-    return found
+    return type(head)(**head.get_params(deep=False))
 
 
-def settled(head: HeadClassifier) -> HeadClassifier:
+def settled(head: H) -> H:
     """An unfitted copy of a fitted head, with the chosen penalty (and other values of `CHOSEN`) as its parameter.
 
     Other choices, such as the number of LP++ steps, are made again.
@@ -132,8 +130,8 @@ def settled(head: HeadClassifier) -> HeadClassifier:
     True
     """
     check_is_fitted(head)
-    copy = unfitted(head)
+    copy, fitted = unfitted(head), vars(head)
     for name in CHOSEN.keys() & head.get_params(deep=False):
-        if hasattr(head, CHOSEN[name]):
-            copy.set_params(**{name: [getattr(head, CHOSEN[name])]})
+        if CHOSEN[name] in fitted:
+            copy.set_params(**{name: [fitted[CHOSEN[name]]]})
     return copy
