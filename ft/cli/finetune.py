@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from heads import append_rows
 
     options = _options(args)
-    if getattr(args, "eval_start", False) and not args.val:
+    if vars(args).get("eval_start") and not args.val:
         raise TrainingError("--eval-start evaluates on --val; name a split")
     if args.dry_run:
         return _dry_run(args, options)

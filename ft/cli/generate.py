@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from ft.generation import GenerateOptions, generate, load_style
     from ft.generation.diffusion import Painter
 
-    options = GenerateOptions(**{field.name: getattr(args, field.name) for field in fields(GenerateOptions)})
+    options = GenerateOptions(**{field.name: vars(args)[field.name] for field in fields(GenerateOptions)})
     share = Share.parse(args.shard) if args.shard else None
     style = load_style(args.style, args.styles)
     classes = _classes(args, style)

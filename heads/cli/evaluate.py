@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         for target in filter(None, (args.output, args.per_sample, args.confusion)):
             checked_target(target)
         heads = load_heads(args.heads, args)
-        alone = [f"--{name.replace('_', '-')}" for name in SINGLE_LABEL if getattr(args, name)]
+        alone = [f"--{name.replace('_', '-')}" for name in SINGLE_LABEL if vars(args)[name]]
         if alone and any(head.multilabel for head in heads):
             raise HeadError(f"{', '.join(alone)}: not for multi-label heads, such as {heads[0].name}; leave it out")
         stores = [open_images(reference, args) for reference in args.on]

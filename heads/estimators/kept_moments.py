@@ -5,8 +5,6 @@ and the store's manifest, which holds checksums of features and labels: other ro
 damaged file is replaced.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import TypeGuard
@@ -75,7 +73,8 @@ def store_moments(
         rank, size = rank_and_size() if distributed else (0, 1)
         blocks = _blocks(store, folds, rank, size)
         parts = fold_moments(blocks, dim=dim, n_targets=n_classes, folds=folds)
-        found = [np.stack([getattr(part, name) for part in parts]).astype(np.float64, copy=False) for name in NAMES]
+        columns = zip(*((part.xtx, part.class_sums, part.counts) for part in parts), strict=True)
+        found = [np.stack(column).astype(np.float64, copy=False) for column in columns]
         if distributed:
             sum_over_ranks(found)
         if path is not None and rank == 0:

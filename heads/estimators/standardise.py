@@ -1,7 +1,5 @@
 """The `standardise` option of linear heads."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

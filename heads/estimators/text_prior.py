@@ -1,7 +1,5 @@
 """Helpers for heads that start from a zero-shot head or shrink towards a prior."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import numpy as np

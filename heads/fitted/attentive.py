@@ -1,7 +1,5 @@
 """The attentive head: learned queries pool the tokens of an image, followed by a linear classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The file format of heads: safetensors, with everything but the arrays as JSON in the metadata."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Saving and loading heads of every kind."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

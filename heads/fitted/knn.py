@@ -1,7 +1,5 @@
 """The kNN head: a bank of labelled rows, and their vote."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self, Unpack

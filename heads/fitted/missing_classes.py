@@ -5,8 +5,6 @@ heads that know the class. So the missing logit is first filled in from these he
 classes that both know agree. Weights and biases are filled in the same way, so the sum stays linear.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

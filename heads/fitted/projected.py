@@ -1,7 +1,5 @@
 """The projected head: features are projected into the text space, and normalised for a linear head there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self, Unpack

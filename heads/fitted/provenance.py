@@ -278,7 +278,8 @@ def split_id(store: FeatureSource, groups: ArrayLike | None = None) -> SplitReco
 
     If `groups` of the valid rows are a metadata column of the store, its name and its hashes are recorded, too.
     """
-    identity: Json = {key: getattr(store, key) for key in ("name", "split", "dataset_key", "labels_digest")}
+    identity = Json(name=store.name, split=store.split)
+    identity |= {"dataset_key": store.dataset_key, "labels_digest": store.labels_digest}
     if store.view_id is not None:  # augmented views of the split's samples: the same split, but other rows
         identity["view"] = store.view_id
     if store.sample is not None:

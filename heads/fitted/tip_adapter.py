@@ -1,7 +1,5 @@
 """The Tip-Adapter head, which adds the votes of labelled rows to the logits of a linear head."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self, Unpack

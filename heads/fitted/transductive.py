@@ -1,7 +1,5 @@
 """The head of a transductive fit: it predicts the rows that it adapted to, and refuses all others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

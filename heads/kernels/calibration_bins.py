@@ -4,8 +4,6 @@ A confidence is the largest probability of a row. Bins have equal width, and eac
 2017, "On Calibration of Modern Neural Networks").
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

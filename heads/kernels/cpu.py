@@ -10,8 +10,6 @@ times as fast as libm's. Sums may be reordered, but NaN and infinity keep their 
 or with nothing but -inf, has NaN sums. (Comparisons for the maximum may ignore NaN, since the sums do not.)
 """
 
-from __future__ import annotations
-
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias

@@ -8,8 +8,6 @@ pass. Products of float32 inputs use TF32 where torch's own switch allows it (``
 The kernel runs on torch's current stream of the features' device, through CuPy, which compiles it at first use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

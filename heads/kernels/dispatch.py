@@ -1,7 +1,5 @@
 """`linear_nll`: NLL, ranks and calibration of many heads, computed by the fastest implementation available."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, Unpack, cast

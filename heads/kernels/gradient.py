@@ -6,8 +6,6 @@ logits again in the backward pass (Chen et al. 2016, for one layer). Either way,
 for a few arrays of one block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

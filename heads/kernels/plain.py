@@ -6,8 +6,6 @@ products are exact. torch's own half-precision product on a CPU rounds its resul
 NLL noticeably.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

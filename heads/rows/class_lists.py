@@ -1,7 +1,5 @@
 """Describes the difference between two class lists for error messages."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 SHOWN = 5

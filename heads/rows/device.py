@@ -4,8 +4,6 @@ As in evaluation, a fit runs where its features are: on the GPU for tensors and 
 CPU for arrays and stores on disk.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """k-shot samples with fixed seeds: rows drawn per class without replacement, as a store that heads fit from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 

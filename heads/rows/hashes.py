@@ -4,8 +4,6 @@ Two different rows have equal hashes with a chance of 2^-64: for 1.3 million tra
 match has a chance of 4e-9. A set of hashes costs 8 bytes a row.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray

@@ -4,8 +4,6 @@ A resident store keeps the identity of the store it was read from (keys, labels,
 check still holds. Linear heads are evaluated where its features are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,12 +15,6 @@ from featcache.errors import HeadError
 from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults, VisualProjection
 from heads.rows.hashes import content_hashes
 from heads.rows.samples import Array, Ints, is_multilabel, refuse_tokens, to_numpy
-
-IDENTITY = (
-    *("name", "split", "dataset_key", "labels_digest", "classnames", "provenance"),
-    *("encoder_key", "encoder_name", "text_digests", "logit_scale", "logit_bias", "visual_projection"),
-)
-"""What a resident store has from the store that it was read from."""
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -159,10 +151,21 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
     return ResidentStore(
         features,
         labels,
+        store.classnames,
+        name=store.name,
+        split=store.split,
+        encoder_key=store.encoder_key,
+        text_digests=store.text_digests,
+        encoder_name=store.encoder_name,
+        dataset_key=store.dataset_key,
+        labels_digest=store.labels_digest,
+        logit_scale=store.logit_scale,
+        logit_bias=store.logit_bias,
+        provenance=store.provenance,
+        visual_projection=store.visual_projection,
         ids=[ids[row] for row in keep.tolist()] if ids else [],
         metadata={column: values[keep] for column, values in store.metadata.items()},
         row_hashes=None if hashes is None else hashes[keep],
-        **{name: getattr(store, name) for name in IDENTITY},
     )
 
 

@@ -3,8 +3,6 @@
 Every head fits on it, and a weighted sum of the members' logits is one linear head on it (`heads.ensemble`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Normalises rows to unit length without overflow or underflow."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

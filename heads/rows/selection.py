@@ -1,7 +1,5 @@
 """Held-out rows: the validation split, and a bounded share of rows for fits of a single number."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

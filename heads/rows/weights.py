@@ -1,7 +1,5 @@
 """Row weights and groups as estimators take them: scikit-learn's `sample_weight` and `class_weight`, checked."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Nearest neighbours by inner product: exact in torch, approximate or compiled in faiss."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

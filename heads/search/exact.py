@@ -1,7 +1,5 @@
 """Exact nearest neighbours by inner product, block by block, in torch."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike

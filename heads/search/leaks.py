@@ -1,7 +1,5 @@
 """Near-duplicates between two splits: test images that are also in training make every head look better."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Warning of a hyper-parameter chosen at the end of its path, where a better value may lie beyond."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Stratification needs one pass: the r-th row of a class goes to fold ``r mod K``.
 then holds equally many of each, so that held-out scores do not favour classes that lost no row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any

@@ -6,8 +6,6 @@ product waits for its slowest thread (measured on a busy machine: twice as fast)
 depend on the number of threads.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

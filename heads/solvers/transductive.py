@@ -3,8 +3,6 @@
 Each takes the log-probabilities of a zero-shot head on unlabelled rows, and returns new ones, (N, C).
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Forecast of a sweep: what it would read, fit and write, without writing anything."""
 
-from __future__ import annotations
-
 import json
 import time
 import warnings

@@ -1,7 +1,5 @@
 """Running a sweep: jobs without a row yet are fitted, evaluated and appended."""
 
-from __future__ import annotations
-
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Results of a sweep: means and spreads over seeds, and the settings picked on the selection split."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence

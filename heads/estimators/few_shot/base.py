@@ -1,7 +1,5 @@
 """Base of the few-shot heads: `fit`, folds, and the choice of settings on them."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self

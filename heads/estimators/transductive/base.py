@@ -1,7 +1,5 @@
 """Base of transductive heads, which are fitted on the rows to predict, a zero-shot head, and optional labelled rows."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import ClassVar, Self
 

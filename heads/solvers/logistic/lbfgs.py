@@ -21,8 +21,6 @@ pets (N = 1,500, four C), 94 one-part passes and 136 exact ones instead of 224 e
 Nocedal and Wright, Numerical Optimization, algorithm 7.4; line search: backtracking with quadratic interpolation.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Losses of a row's logits. They know neither features nor weights: a new loss is a new class here."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

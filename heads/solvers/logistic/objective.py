@@ -14,8 +14,6 @@ while it is in the cache. Where logits are not kept, a pass computes them piece 
 products, and only a line search that backtracks costs more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple, TypeVar

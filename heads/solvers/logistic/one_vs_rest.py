@@ -15,8 +15,6 @@ L-BFGS: Nocedal and Wright, Numerical Optimization, algorithm 7.4. Where roundin
 (Hager and Zhang 2005, "A new conjugate gradient method with guaranteed descent and an efficient line search").
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

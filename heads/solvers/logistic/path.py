@@ -1,7 +1,5 @@
 """A path of multinomial logistic regressions over C: warm starts, priors, missing classes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

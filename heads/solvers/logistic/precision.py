@@ -6,8 +6,6 @@ half-precision part is fast but coarse. Two float16 parts add up to 22 bits: pro
 accurate as in float32, at half the speed of float16, which on tensor cores is several times that of float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -15,8 +15,6 @@ Adding one vector to all classes changes no softmax, so gradients and optima sum
 gradients are projected to that subspace on both sides, which keeps the preconditioner symmetric and positive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
