@@ -236,6 +236,7 @@ def _reported(found: Sweep, names: Sequence[str]) -> list[Row]:
 def _text(found: Sweep, chosen: ChosenSweep | None, names: Sequence[str], args: argparse.Namespace) -> list[str]:
     """A table of the selection split, which is not reported; then the splits of --on, with the first as reference."""
     from heads.report import table_text
+    from heads.report.remarks import excluded_lines
     from heads.report.rows import choice_text
 
     width = table_width()
@@ -245,10 +246,7 @@ def _text(found: Sweep, chosen: ChosenSweep | None, names: Sequence[str], args: 
     if chosen:
         choice = choice_text(chosen.best["chosen_on"][-1])
         lines.append(f"best on {args.select}: alpha = {chosen.alpha:g} ({choice})")
-    for key in found.rows[0] if found.rows else ():
-        label, _, metric = key.rpartition(":")
-        if metric == "n_excluded" and (count := found.rows[0][key]):
-            lines.append(f"{counted(count, 'row')} that a head was fitted or chosen on left out of {label}")
+    lines += excluded_lines(found.rows[0]) if found.rows else []
     if len(args.fine_tuned) > 1:
         lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")
     way = f" --preprocess {args.preprocess}" if args.preprocess else ""

@@ -20,7 +20,6 @@ from featcache.encoders import load_encoder
 from featcache.errors import OutputError
 from featcache.progress import Silent, format_seconds
 from featcache.prompts import load_templates
-from heads.cli.evaluate import describe_choice
 
 if TYPE_CHECKING:
     from featcache.encoding.images import EncodeResult
@@ -49,6 +48,7 @@ def run_demo(args: argparse.Namespace) -> Row:
     """Encode, fit, evaluate, report; the results, JSON-able."""
     from heads import append_rows, save
     from heads.report import table_text, write_report
+    from heads.report.remarks import choice_line
 
     output = Path(args.output)
     if output.exists() and not output.is_dir():
@@ -58,7 +58,7 @@ def run_demo(args: argparse.Namespace) -> Row:
     images, texts = _encode(args.root, say)
     encoded = time.perf_counter() - began
     heads, rows, path = _fit_and_evaluate(images, texts)
-    choice = describe_choice(heads[-1])
+    choice = choice_line(heads[-1])
     for head in heads:
         save(head, output / f"{head.linear().name.replace('+', '-')}.safetensors")
     everything = [*rows[:-1], *path]  # the chosen interpolation is one of the path

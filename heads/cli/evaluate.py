@@ -40,20 +40,8 @@ if TYPE_CHECKING:
     from heads.fitted.base import LogitHead
     from heads.report.web import Background
 
-ALSO_SHOWN = {"macro_f1": "macro F1", "pm0": "pm-0 accuracy", "pm10": "pm-10 accuracy"}
-"""Titles of metrics (fractions) that only some data sets have, or that are reported on request."""
-
-INTERVALS = {
-    "top1": {"top1": "top1 {} %", "nll": "nll {}"},
-    "map_macro": {"map_macro": "mAP {} %", "f1_macro": "macro F1 {} %", "f1_micro": "micro F1 {} %"},
-}
-"""Forms of the intervals that are printed together, by their first metric."""
-
 SINGLE_LABEL = ("confusion", "macro_f1", "log_line", "calibrate")
 """Options that need one label per row."""
-
-SHOWN_CLASSES = 40
-"""Number of classes in the printed table of a multi-label head; the results file has all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     """``featcache evaluate HEAD... --on STORE...``; torchrun's processes share the rows, and rank 0 reports."""
     from featcache.processes import process_group
     from heads import judge, save
+    from heads.report.remarks import choice_line, seen_lines, shift_lines
     from heads.report.results import results_file, samples_suffix
 
     began = time.perf_counter()
@@ -137,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
     if rank == 0:
         if args.output:
             save(chosen[0], args.output)
-        remarks = [*_shifts(judgement, args), *map(describe_choice, chosen), *_seen(heads, stores, judgement)]
+        remarks = [*shift_lines(judgement, args.reference), *map(choice_line, chosen)]
+        remarks += seen_lines(heads, stores, judgement)
         shown = chosen[0] if chosen else _best_head(heads, judgement.rows)
         background = _background(args, shown, judgement, time.perf_counter() - began) if args.report else None
         _report(args, judgement, stores, len(heads) + len(path), remarks, background)
@@ -181,6 +171,7 @@ def _report(
     """Write the files, and print the first `shown` rows."""
     from heads import add_intervals, append_rows
     from heads.report import table_text, write_report
+    from heads.report.remarks import class_lines, interval_lines, worst_lines
     from heads.report.results import write_confusion, write_samples
     from heads.report.rows import label_of, log_line, main_metrics
 
@@ -188,7 +179,7 @@ def _report(
     published, metrics = compared(rows, args), main_metrics(rows)
     append_rows(args.results, rows)
     table = table_text(rows[:shown], metrics=metrics, width=table_width())
-    lines = [table, *_intervals(rows), *_worst(rows), *_by_class(rows), *remarks]
+    lines = [table, *interval_lines(rows), *worst_lines(rows), *class_lines(rows), *remarks]
     if args.log_line:
         titles = [f"{label_of(row)}: " if len(rows) > 1 else "" for row in rows]
         lines += ["", *(title + log_line(row) for title, row in zip(titles, rows, strict=True)), ""]
@@ -240,103 +231,3 @@ def _background(args: argparse.Namespace, head: LogitHead, judgement: Judgement,
     }
     facts = {"Cost": cost, "Stores": store_facts(stores, names), "Heads": provenance_facts(judgement.rows)}
     return Background(details=details, facts=facts)
-
-
-def _intervals(rows: Sequence[Row]) -> list[str]:
-    """One line per head and store with intervals."""
-    from heads.report.rows import datasets_of, interval_text, label_of
-
-    lines = []
-    for row in rows:
-        for first, forms in INTERVALS.items():
-            for store in datasets_of([row], f"{first}_interval"):
-                texts = [form.format(interval_text(row, store, metric)) for metric, form in forms.items()]
-                lines.append(f"95 % interval of {label_of(row)} on {store}: {', '.join(texts)}")
-    return lines
-
-
-def _worst(rows: Sequence[Row]) -> list[str]:
-    """The worst domain and groups of each head, and metrics without a column in the table."""
-    from heads.report.rows import label_of, main_metrics
-
-    lines = []
-    for row in rows:
-        main, name = main_metrics([row])[0], label_of(row)
-        worst = row.get(f"shifted_worst_{main}")
-        if worst is not None and worst < row[f"shifted_mean_{main}"]:
-            lines.append(f"worst domain of {name}: {row['shifted_worst_domain']}, {100 * worst:.1f} %")
-        for key in row:
-            store, _, metric = key.rpartition(":")
-            if metric == "worst_group":
-                lines.append(f"worst group of {name} on {store}: {row[key]}, {100 * row[f'{key}_{main}']:.1f} %")
-            if metric in ALSO_SHOWN:
-                lines.append(f"{ALSO_SHOWN[metric]} of {name} on {store}: {100 * row[key]:.1f} %")
-    return list(dict.fromkeys(lines))  # the chosen interpolation is one of its path
-
-
-def _by_class(rows: Sequence[Row]) -> list[str]:
-    """For multi-label heads, a table by class for each head and store, and the classes without a positive."""
-    from heads.report.rows import datasets_of, label_of
-    from heads.report.tables import aligned_lines
-
-    lines = []
-    for row in rows:
-        for store in datasets_of([row], "class_ap"):
-            columns = [row[f"{store}:class_{name}"] for name in ("ap", "auroc", "f1")]
-            counts = row[f"{store}:class_positives"]
-            cells = [
-                [name, *("–" if column[name] is None else f"{100 * column[name]:.1f}" for column in columns), f"{n:,}"]
-                for name, n in list(counts.items())[:SHOWN_CLASSES]
-            ]
-            more = len(counts) - len(cells)
-            lines += ["", f"{label_of(row)} on {store}, by class:"]
-            lines += aligned_lines([["", "AP %", "AUROC %", "F1 %", "positives"], *cells], right=1)
-            lines += [f"... and {more:,} more classes, in the results file"] * (more > 0)
-            if left := row[f"{store}:left_out"]:
-                lines.append(f"without a positive, left out of means over classes: {', '.join(left)}")
-    return lines
-
-
-def describe_choice(head: LogitHead) -> str:
-    """One line with the chosen alpha, the split it was chosen on, and its metric there."""
-    from heads.report.rows import choice_text
-
-    choice = head.provenance.chosen_on[-1]
-    return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
-
-
-def _shifts(judgement: Judgement, args: argparse.Namespace) -> list[str]:
-    """Lines that name the reference, the shifted data sets, and those left out of means."""
-    if len(judgement.stores) < 2:
-        return []
-    first = args.reference or next(iter(judgement.stores))
-    shifted = ", ".join(label for label in judgement.stores if label != first)
-    how = "" if args.reference else " (the first of --on; --reference names another)"
-    lines = [f"reference: {first}{how}; shifted: {shifted}"]
-    lines += [
-        f"note: the means of {row['head']} leave out {', '.join(left)}, whose rows it was fitted on"
-        for row in judgement.rows
-        if (left := row.get("shifted_left_out"))
-    ]
-    return list(dict.fromkeys(lines))
-
-
-def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement: Judgement) -> list[str]:
-    """Lines on excluded rows, on training rows that were evaluated, and on splits that were compared by name only."""
-    from heads.evaluation.seen import fitted_on, names_only
-
-    left_out = {label: judgement.rows[0].get(f"{label}:n_excluded") for label in judgement.stores}
-    lines = [
-        f"{counted(count, 'row')} that a head was fitted or chosen on left out of {label}"
-        for label, count in left_out.items()
-        if count
-    ]
-    for head in heads:
-        for store, count in zip(stores, left_out.values(), strict=True):
-            where = f"{store.name}/{store.split}"
-            if count is None and fitted_on(head, store):
-                lines.append(f"note: {head.name} was fitted on {where}; its figures there are those of training rows")
-        if unknown := dict.fromkeys(name for store in stores for name in names_only(head, store)):
-            names = ", ".join(unknown)
-            lines.append(f"note: {head.name} has no hashes of the rows of {names}: only names were compared")
-    return lines

@@ -140,7 +140,7 @@ def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int
             f"; would read {format_bytes(found.bytes_to_read)}, fit {heads}, and write "
             f"{counted(found.rows_to_write, 'row')}, {format_bytes(found.bytes_to_write)}, to {args.results} in {took}"
         )
-    show(found.to_dict(), text, args.json)
+    show(vars(found), text, args.json)
     return 0
 
 

@@ -11,9 +11,9 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import heads
 from featcache.errors import HeadError
-from heads.cli.evaluate import _worst
 from heads.evaluation.multilabel import ScoreTable, _drawn, multilabel_intervals
 from heads.report import write_report
+from heads.report.remarks import worst_lines
 from heads.report.results import write_samples
 from heads.report.web import group_tables, multilabel_tables
 
@@ -116,7 +116,7 @@ def test_the_worst_of_several_stores_is_printed_by_its_map(fitted: Any, store: A
     stores = [store, *(tagged(seed=seed, split="test", dataset_key=f"data-{seed}") for seed in (8, 9))]
     (row,) = heads.evaluate([fitted], stores, names=["a", "b", "c"])
     worst = min("bc", key=lambda name: row[f"{name}:map_macro"])
-    (line,) = _worst([row])
+    (line,) = worst_lines([row])
     assert line == f"worst domain of multilabel_ridge: {worst}, {100 * row[f'{worst}:map_macro']:.1f} %"
 
 
