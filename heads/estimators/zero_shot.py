@@ -17,7 +17,7 @@ import numpy as np
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import LinearClassifier
-from heads.fitted.provenance import Provenance, encoder_record
+from heads.fitted.provenance import Provenance, check_text_tower, encoder_record
 from heads.rows.samples import Features, Float, Ints, is_text
 from heads.solvers.parallel import map_pieces
 
@@ -199,11 +199,7 @@ def score_templates(texts: TextSource, images: FeatureSource) -> Float:
     """
     if texts.templates is None:
         raise HeadError(f"text store {texts.name!r} comes from a prompt file; only templates can be weighted")
-    if texts.text_digest not in images.text_digests:
-        raise MismatchError(
-            f"{texts.name!r} has text tower {texts.text_digest}, {images.name!r} belongs to "
-            f"{' or '.join(images.text_digests) or None}; run `featcache text` with that model"
-        )
+    check_text_tower(repr(texts.name), texts.text_digest, images)
     raw = np.asarray(texts.raw, np.float32)  # (C, T, D)
     sums, n = np.zeros(raw.shape[2]), 0
     for features, labels in images.blocks():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureTable, TextSource
 from heads.evaluation.metrics import Row
+from heads.fitted.provenance import check_text_tower
 from heads.kernels.problem import Values
 from heads.rows.samples import to_numpy
 
@@ -87,11 +88,7 @@ def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = (1, 5,
     """
     if not ks or any(k < 1 for k in ks):
         raise HeadError(f"got k = {list(ks)}, expected positive numbers")
-    if texts.text_digest not in images.text_digests:
-        raise MismatchError(
-            f"{texts.name!r} was embedded with text tower {texts.text_digest}, but {images.name!r} belongs to "
-            f"{' or '.join(images.text_digests) or None}; embed the captions with the model of the images"
-        )
+    check_text_tower(repr(texts.name), texts.text_digest, images)
     X, _ = images.numpy()
     captions, owners = captions_of(images, texts)
     of_images, of_captions = retrieval_ranks(X, captions, owners)

@@ -16,6 +16,7 @@ from featcache.errors import HeadError
 from featcache.store.protocol import Encoded
 from heads.fitted.file_format import Tensors, write_head
 from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder, check_labelling
+from heads.kernels.problem import class_positions
 from heads.rows.samples import (
     Array,
     Features,
@@ -324,20 +325,9 @@ def as_head(value: object) -> LogitHead:
     )
 
 
-def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitHead) -> NDArray[np.integer]:
-    """Indices of the classes to keep, checked against the classes of a head.
-
-    HeadError for indices outside [0, C), repeated ones, or fewer than two.
-    """
-    index = np.asarray(class_subset)
-    if index.ndim != 1 or index.dtype.kind not in "iu" or len(set(index.tolist())) != index.size or index.size < 2:
-        raise HeadError(f"class_subset must be at least two different class indices, got {class_subset!r}")
-    if index.min() < 0 or index.max() >= len(head.classnames):
-        raise HeadError(
-            f"class_subset ranges from {index.min()} to {index.max()}, but "
-            f"head {head.name!r} has classes 0 to {len(head.classnames) - 1}"
-        )
-    return index
+def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitHead) -> NDArray[np.int64]:
+    """Indices of the classes to keep of a head's; HeadError as `heads.kernels.problem.class_positions`."""
+    return class_positions(class_subset, len(head.classnames), f"head {head.name!r} has")
 
 
 def _plain_labels(classes: Array) -> Json:

@@ -189,22 +189,28 @@ def check_encoder(head: str, provenance: Provenance, dim: int, store: Encoded) -
 
     MismatchError with both identities and what to do.
     """
-    fitted, text, paired = provenance.encoder_key, provenance.text_digest, store.text_digests
+    fitted, text = provenance.encoder_key, provenance.text_digest
     if fitted is not None and fitted != store.encoder_key:
         raise MismatchError(
             f"{head} was fitted on features of encoder {fitted}, but {store.name!r} holds features of "
             f"{store.encoder_key} ({store.encoder_name}); fit the head on a store of that encoder, or encode "
             f"{store.name!r} with the head's"
         )
-    if text is not None and text not in paired:
-        raise MismatchError(
-            f"{head} was made with text tower {text}, but {store.name!r} belongs to text tower "
-            f"{' or '.join(paired) or None} ({store.encoder_name}); run `featcache text` with that model and make the "
-            "head from its store"
-        )
+    if text is not None:
+        check_text_tower(head, text, store)
     if dim != store.dim:
         raise MismatchError(
             f"{head} takes {dim} features, but {store.name!r} holds {store.dim}; use the store of the same encoder"
+        )
+
+
+def check_text_tower(name: str, text_digest: str | None, store: Encoded) -> None:
+    """Refuse a store that does not belong to a text tower, that of a head or of a text store; MismatchError."""
+    if text_digest not in store.text_digests:
+        raise MismatchError(
+            f"{name} belongs to text tower {text_digest}, but {store.name!r} to text tower "
+            f"{' or '.join(store.text_digests) or None} ({store.encoder_name}); run `featcache text` with that model, "
+            "and use its store"
         )
 
 

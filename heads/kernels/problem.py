@@ -131,7 +131,7 @@ def pose(
     biases = _biases(options.get("bias"), heads)
     targets, subset = _labels(labels, X), options.get("class_subset")
     if subset is not None:
-        index = _subset(subset, heads[0].shape[0], X.device)
+        index = torch.as_tensor(class_positions(subset, heads[0].shape[0]), device=X.device)
         heads = tuple(w[index] for w in heads)
         biases = tuple(None if b is None else b[index] for b in biases)
         targets = _positions(targets, index)
@@ -264,13 +264,16 @@ def _labels(labels: Values, X: torch.Tensor) -> torch.Tensor:
     return tensor.to(X.device, torch.int64)
 
 
-def _subset(class_subset: Values, n_classes: int, device: torch.device) -> torch.Tensor:
+def class_positions(class_subset: Values, n_classes: int, whose: str = "the heads have") -> NDArray[np.int64]:
+    """Indices (S,) of the classes to keep; HeadError for fewer than two, repeated ones, or any outside [0, C)."""
     index = np.asarray(class_subset.cpu() if isinstance(class_subset, torch.Tensor) else class_subset)
     if index.ndim != 1 or index.dtype.kind not in "iu" or index.size < 2 or len(np.unique(index)) != index.size:
         raise HeadError(f"class_subset must be at least two different class indices, got {class_subset!r}")
     if index.min() < 0 or index.max() >= n_classes:
-        raise HeadError(f"class_subset reaches from {index.min()} to {index.max()}; the heads have {n_classes} classes")
-    return torch.as_tensor(index.astype(np.int64), device=device)
+        raise HeadError(
+            f"class_subset ranges from {index.min()} to {index.max()}, but {whose} classes 0 to {n_classes - 1}"
+        )
+    return index.astype(np.int64)
 
 
 def _positions(labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

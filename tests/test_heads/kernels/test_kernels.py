@@ -299,7 +299,7 @@ X, W, B, Y = whole(13, 8, 4, 5)
         ({"ensemble": "max"}, "'logits' or 'probabilities'"),
         ({"ensemble": "logits", "alphas": [0.5]}, "no alphas"),
         ({"class_subset": [0, 0]}, "two different"),
-        ({"class_subset": [0, 5]}, "have 5 classes"),
+        ({"class_subset": [0, 5]}, "classes 0 to 4"),
         ({"n_bins": 0}, "at least 1"),
         ({"impl": "fast"}, "expected auto or one of reference"),
         ({"impl": "cpu", "features": X.astype(np.float64)}, "use impl='chunked'"),
