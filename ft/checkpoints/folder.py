@@ -8,7 +8,7 @@ merged model can be encoded with ``featcache encode --model local-dir:FOLDER``.
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled, is_torchscri
 from featcache.errors import EncoderError
 from featcache.parameters import check_regular
 from featcache.store.key import checksum
-from featcache.store.places.targets import new_folder, replacing, writing
+from featcache.store.places.targets import check_folder, new_folder, replacing, writing
 from featcache.store.places.tensors import UNSEALED, check_sound, seal
 from ft.checkpoints.state import Json, Shapes, State, check_shapes, shapes_of
 
@@ -204,13 +204,18 @@ def read_config(folder: str | Path) -> Json:
     return config
 
 
+def check_targets(folders: Iterable[Path], overwrite: bool) -> None:
+    """Raise EncoderError if a folder cannot be made, or exists without `overwrite`."""
+    existing = []
+    for folder in folders:
+        check_folder(folder)
+        existing += [str(folder)] if folder.exists() and not overwrite else []
+    if existing:
+        raise EncoderError(f"{', '.join(existing)}: there already; name another folder, or replace it (--overwrite)")
+
+
 def write_model_folder(
-    source: str | Path | Json,
-    state: State,
-    out: str | Path,
-    provenance: Json | None = None,
-    *,
-    overwrite: bool = False,
+    source: str | Path | Json, state: State, out: str | Path, provenance: Json | None = None, *, overwrite: bool = False
 ) -> Path:
     """Write a model folder: configuration and tokenizer of `source`, weights of `state`.
 

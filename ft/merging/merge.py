@@ -7,8 +7,7 @@ from featcache import __version__
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.errors import EncoderError, MismatchError, TrainingError
 from featcache.parameters import Parameter, parameters_of
-from featcache.store.places.targets import check_folder
-from ft.checkpoints.folder import read_state, write_model_folder
+from ft.checkpoints.folder import check_targets, read_state, write_model_folder
 from ft.checkpoints.parents import Parent, account_of, parent_of
 from ft.checkpoints.state import State
 from ft.merging import INGREDIENTS, MERGES
@@ -55,9 +54,7 @@ def merge(
     check_settings(method, settings)
     _check_number(method, "models", len(models), None)
     target = Path(out)
-    check_folder(target)
-    if target.exists() and not overwrite:
-        raise EncoderError(f"{target}: there already; name another folder, or replace it (--overwrite)")
+    check_targets([target], overwrite)
     needs = needs_of(method)
     parent = parent_of(models[0] if base is None else base)
     if "base" in needs and base is None:

@@ -39,8 +39,6 @@ def regmean(
     moments : K mappings of ``NAME@AXIS`` -> (D, D) Gram matrix of the inputs to the tensor NAME, along its axis AXIS
     off_diagonal : factor on off-diagonal entries; the paper uses 0.9 for most models, and 0.1 for T5
 
-    Examples
-    --------
     >>> models = [{"w": torch.tensor([[1.0, 1.0]])}, {"w": torch.tensor([[3.0, 3.0]])}]
     >>> inputs = [{"w@1": torch.diag(torch.tensor([1.0, 3.0]))}, {"w@1": torch.diag(torch.tensor([1.0, 1.0]))}]
     >>> regmean(models, inputs)["w"].tolist()

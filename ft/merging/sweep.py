@@ -17,10 +17,10 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.images import encode_dataset
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.texts import embed_prompts
-from featcache.errors import EncoderError, FeatcacheError, HeadError, MismatchError, TrainingError
+from featcache.errors import FeatcacheError, HeadError, MismatchError, TrainingError
 from featcache.store import ImageStore
 from featcache.store.protocol import FeatureTable
-from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folder
+from ft.checkpoints.folder import BEST, check_targets, head_path, read_state, write_model_folder
 from ft.checkpoints.heads import load_head
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
 from ft.checkpoints.state import Json
@@ -156,8 +156,7 @@ def sweep(
     """
     options, out = options or WiseOptions(), Path(out)
     steps = [float(alpha) for alpha in alphas]
-    if (out / BEST).exists() and not options.overwrite:
-        raise EncoderError(f"{out / BEST}: there already; name another folder, or replace it (--overwrite)")
+    check_targets([out / BEST], options.overwrite)
     run = _Evaluation(select, options)
     found, heads = run.merge(zero_shot, fine_tuned, steps, out)
     place, choice = run.choice(found.rows, steps)

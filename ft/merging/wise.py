@@ -16,9 +16,8 @@ from featcache import __version__
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError, TrainingError
-from featcache.store.places.targets import check_folder
 from featcache.transfer.flax import is_flax
-from ft.checkpoints.folder import model_folder, read_config, read_state, weights_file, write_model_folder
+from ft.checkpoints.folder import check_targets, model_folder, read_config, read_state, weights_file, write_model_folder
 from ft.checkpoints.formats.activation import activation_of_file, check_base_activation
 from ft.checkpoints.formats.lipsum import read_lipsum
 from ft.checkpoints.parents import Parent, account_of, parent_of
@@ -189,10 +188,7 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
     if wrong := [alpha for alpha in steps if not math.isfinite(alpha) or not lowest <= alpha <= highest]:
         raise TrainingError(f"alphas {wrong}: expected finite numbers{', in [0, 1] with --fisher' if weighted else ''}")
     targets = {alpha: out / folder_name(alpha) for alpha in steps}
-    for target in targets.values():
-        check_folder(target)
-    if existing := [str(target) for target in targets.values() if target.exists() and not overwrite]:
-        raise EncoderError(f"{', '.join(existing)}: there already; name another folder, or replace them (--overwrite)")
+    check_targets(targets.values(), overwrite)
     return targets
 
 

@@ -60,8 +60,6 @@ class SelfDistillation(Regularizer):
     warmup : share of the run over which the momentum rises
     every : interval between updates of the average, in updates of the model
 
-    Examples
-    --------
     >>> step = Step(logits=torch.tensor([[0.0, 0.0]]), teacher_logits=torch.tensor([[100.0, 0.0]]))
     >>> round(SelfDistillation()(step).item(), 4)
     0.6931

@@ -291,8 +291,6 @@ def parse_regularizer(text: str) -> tuple[str, dict[str, Any]]:
 
     Raises TrainingError if the text has another form.
 
-    Examples
-    --------
     >>> parse_regularizer("lipsum=1.0,mode=exact,bank=10000")
     ('lipsum', {'weight': 1.0, 'mode': 'exact', 'bank': 10000})
     """

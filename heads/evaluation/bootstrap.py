@@ -118,8 +118,6 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
     -------
     Number of rows with a > b, number of rows with b > a, and the p-value (1 if no row differs). Ties are ignored.
 
-    Examples
-    --------
     >>> sign_test([1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0])
     (6, 0, 0.03125)
     """

@@ -113,8 +113,6 @@ def macro_f1(confusion: NDArray[np.integer]) -> float:
     ----------
     confusion : (C, C) counts, [label, predicted class]
 
-    Examples
-    --------
     >>> macro_f1(np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]))  # 0.8 and 2/3
     0.7333333333333334
     """

@@ -17,8 +17,6 @@ def bins_of(confidences: torch.Tensor, n_bins: int = CALIBRATION_BINS) -> torch.
 
     `heads.kernels.cpu` follows the same rule in compiled code.
 
-    Examples
-    --------
     >>> bins_of(torch.tensor([0.2, 0.5, 0.51, 1.0]), n_bins=2).tolist()
     [0, 0, 1, 1]
     """
@@ -28,8 +26,6 @@ def bins_of(confidences: torch.Tensor, n_bins: int = CALIBRATION_BINS) -> torch.
 def calibration_errors(hits: NDArray[np.int64], confidences: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
     """ECE of each head (H,), from the hits and the sum of confidences of each bin (H, B), over all rows.
 
-    Examples
-    --------
     >>> calibration_errors(np.array([[1, 3]]), np.array([[0.8, 3.8]]), rows=5).round(3).tolist()
     [0.2]
     """

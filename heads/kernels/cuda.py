@@ -62,8 +62,6 @@ class Packed:
 def tile_shape(n: int, n_heads: int, stride: int, *, together: bool, tile_bytes: int) -> tuple[int, int]:
     """Rows and heads of a tile: whole blocks of rows first, then heads; all heads if `together`.
 
-    Examples
-    --------
     >>> tile_shape(50_000, 16, 1000, together=False, tile_bytes=TILE_BYTES)
     (6272, 1)
     >>> tile_shape(100, 16, 1000, together=False, tile_bytes=TILE_BYTES)

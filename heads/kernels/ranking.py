@@ -68,8 +68,6 @@ class Ranked(NamedTuple):
 def by_class(scores: Scores, targets: Targets, value: Callable[[Ranked], float]) -> Float:
     """A metric of each class (L,).
 
-    Examples
-    --------
     >>> scores, targets = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]]), np.array([[1, 0], [0, 0], [1, -1]])
     >>> by_class(scores, targets, Ranked.average_precision).round(4).tolist()
     [0.8333, nan]
@@ -128,8 +126,6 @@ class Decisions(NamedTuple):
 def binary_nll(logits: Scores, targets: Targets) -> float:
     """Mean binary cross entropy of the known entries, in nats.
 
-    Examples
-    --------
     >>> round(binary_nll(np.array([[0.0, 5.0]]), np.array([[1, -1]])), 6)
     0.693147
     """

@@ -54,8 +54,6 @@ def row_stats(logits: torch.Tensor, labels: torch.Tensor, *, predicted: bool = F
     the NLL noticeably. Minus infinity masks a class. A row with a NaN or +inf logit, or with all classes masked, has an
     NLL of NaN.
 
-    Examples
-    --------
     >>> row_stats(torch.tensor([[2.0, 2.0, 0.0]]), torch.tensor([1])).rank.tolist()   # the tie goes to class 0
     [1]
     """
@@ -137,8 +135,6 @@ class Tally:
     ) -> Tally:
         """The tally of statistics (H, n) of rows with labels (n,), on any device; with predictions also `confusion`.
 
-        Examples
-        --------
         >>> logits, labels = torch.eye(2), torch.tensor([0, 1])
         >>> Tally.of_rows(RowStats.stack([row_stats(logits, labels)]), labels, 2).results()[0]["top1"]
         1.0

@@ -375,8 +375,6 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
 def aligned(rows: torch.Tensor) -> torch.Tensor:
     """Rows that the kernel can copy in blocks: at multiples of 16 bytes, padded with zero columns if need be.
 
-    Examples
-    --------
     >>> aligned(torch.ones(2, 8)).shape, aligned(torch.ones(2, 3, dtype=torch.float16)).shape
     (torch.Size([2, 8]), torch.Size([2, 8]))
     """

@@ -119,37 +119,36 @@ def _logit_ticks(axis: Axis) -> list[float]:
     return kept
 
 
-def _apart(axis: Axis, values: Sequence[float], least: float = 22.0) -> list[float]:
+def _apart(axis: Axis, values: Sequence[float]) -> list[float]:
     """The values whose labels do not overlap, from the middle of the axis outwards."""
     kept: list[float] = []
     for value in sorted(values, key=lambda v: (round(200 * v) % 10 != 0, abs(v - (axis.low + axis.high) / 2))):
-        if all(abs(axis(value) - axis(other)) >= least for other in kept):
+        if all(abs(axis(value) - axis(other)) >= 22 for other in kept):
             kept.append(value)
     return sorted(kept)
 
 
-def _round_ticks(low: float, high: float, most: int = 6) -> list[float]:
+def _round_ticks(low: float, high: float) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten.
 
     >>> _round_ticks(0.0, 1.0)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    span = (high - low) or 1.0
-    raw = span / most
+    raw = ((high - low) or 1.0) / 6
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
 
 
-def _log_ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """1, 2 and 5 of each decade, or the decades alone."""
+def _log_ticks(low: float, high: float) -> list[float]:
+    """At most 8: 1, 2 and 5 of each decade, or decades alone."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1,)):
         found = [f * 10.0**d for d in decades for f in factors if low * 0.999 <= f * 10.0**d <= high * 1.001]
-        if len(found) <= most:
+        if len(found) <= 8:
             return found
-    return found[:: math.ceil(len(found) / most)]
+    return found[:: math.ceil(len(found) / 8)]
 
 
 def _axis(values: Sequence[float], ends: tuple[float, float], kind: str = "linear") -> Axis:
@@ -212,10 +211,10 @@ def _by_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: sorted(group, key=lambda row: row.get("shots") or 0) for name, group in groups.items()}
 
 
-def alpha_charts(rows: Sequence[Row], datasets: Sequence[str], metrics: Sequence[str], most: int = 6) -> list[Chart]:
-    """Every metric along every interpolation, a line per data set."""
+def alpha_charts(rows: Sequence[Row], datasets: Sequence[str], metrics: Sequence[str]) -> list[Chart]:
+    """Every metric along each of the first six interpolations, a line per data set."""
     charts = []
-    for name, path in list(paths_of(rows).items())[:most]:
+    for name, path in list(paths_of(rows).items())[:6]:
         if len(path) < 2:
             continue
         for metric in metrics:

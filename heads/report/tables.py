@@ -32,8 +32,6 @@ def markdown_table(
     HeadError
         If the metric or a data set is unknown.
 
-    Examples
-    --------
     >>> rows = [{"head": "zero_shot", "a:top1": 0.8, "b:top1": 0.7}, {"head": "ridge", "a:top1": 0.9, "b:top1": 0.5}]
     >>> print(markdown_table(rows))
     | Accuracy, % | a | b | drop |
@@ -126,8 +124,6 @@ def table_text(
     HeadError
         If a metric or data set is unknown.
 
-    Examples
-    --------
     >>> row = {"a:top1": 0.8, "b:top1": 0.7, "a:nll": 0.5, "b:nll": 0.9}
     >>> print(table_text([{"head": "zero_shot", **row}, {"head": "ridge", **row, "a:top1": 0.9}]))
                               a                  b        drop / rise

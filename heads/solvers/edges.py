@@ -24,8 +24,6 @@ def warn_at_edge(
     losses : (A,), minimised; a difference of less than two percent counts as flat
     best : index of the chosen value
 
-    Examples
-    --------
     >>> with warnings.catch_warnings(record=True) as found:
     ...     warnings.simplefilter("always")
     ...     warn_at_edge("C", [1.0, 10.0, 100.0], np.array([3.0, 2.0, 1.0]), 2)

@@ -24,8 +24,6 @@ FOLDS = 5
 class FoldAssigner:
     """Stratified folds (n,) of consecutive blocks of labels; two passes over the same rows give the same folds.
 
-    Examples
-    --------
     >>> assign = FoldAssigner(n_classes=2, folds=2)
     >>> assign(np.array([0, 0, 1])).tolist(), assign(np.array([0, 1, 1])).tolist()
     ([0, 1, 0], [0, 1, 0])
@@ -50,8 +48,6 @@ class FoldAssigner:
 def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.int64]:
     """Folds (n,) that keep groups (n,), numbered from 0, together; the largest groups are assigned first.
 
-    Examples
-    --------
     >>> group_folds(np.array([0, 1, 1, 2]), folds=2).tolist()
     [1, 0, 0, 0]
     """
@@ -69,8 +65,6 @@ def folds_of(
     None for "loo"; for a number, folds stratified by class, or of whole groups; otherwise the folds or splits given.
     HeadError for anything else, or a fold that leaves no row to fit on.
 
-    Examples
-    --------
     >>> folds_of(2, np.array([0, 0, 1, 1]), 2, None).tolist()
     [0, 1, 0, 1]
     """
@@ -109,8 +103,6 @@ def in_folds(blocks: Blocks, n_classes: int, folds: int = FOLDS) -> Blocks:
 def by_fold(fold: Tensor | None) -> Iterator[tuple[int, Tensor | slice]]:
     """Each non-empty fold and its rows; fold 0 with all rows where `fold` (n,) is None.
 
-    Examples
-    --------
     >>> [(k, rows.tolist()) for k, rows in by_fold(torch.tensor([2, 0, 2]))]
     [(0, [1]), (2, [0, 2])]
     """

@@ -130,8 +130,6 @@ def map_pieces(
     rows : rows per piece on a CPU
     width : numbers per row in the widest array that `function` makes; determines the size of a piece on a GPU
 
-    Examples
-    --------
     >>> import numpy as np
     >>> X, y = np.arange(10_000.0).reshape(-1, 1), np.zeros(10_000, int)
     >>> list(map_pieces([(X, y)], lambda x, _: len(x)))
@@ -156,8 +154,6 @@ def cut(block: Block, rows: int) -> Iterator[Block]:
 def side_by_side(n: int, size: int, function: Callable[[slice], Result], threads: int = 1) -> Iterator[Result]:
     """`function` of consecutive slices of ``range(n)``, `size` long, in order, `threads` at once.
 
-    Examples
-    --------
     >>> list(side_by_side(5, 2, lambda piece: piece.stop - piece.start, threads=2))
     [2, 2, 1]
     """

@@ -26,8 +26,6 @@ def on_gpu(column: Column) -> bool:
 def as_tensor(values: Column) -> Tensor:
     """An array as a tensor, sharing its memory if it is writable and of a type that torch has.
 
-    Examples
-    --------
     >>> as_tensor(np.arange(3)).tolist(), as_tensor(np.ones(2, ">f4")).dtype
     ([0, 1, 2], torch.float64)
     """
@@ -58,8 +56,6 @@ def class_sums(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
 
     An index-add on a CPU. On a GPU its order of additions varies from run to run, so there it is the product.
 
-    Examples
-    --------
     >>> class_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), 2).tolist()
     [[5.0], [2.0]]
     """
@@ -77,8 +73,6 @@ def class_sums_by_product(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
 def wide_targets(targets: Tensor, n_targets: int) -> Tensor:
     """Targets (n, K) float64: one-hot for labels (n,), unchanged for (n, K).
 
-    Examples
-    --------
     >>> wide_targets(torch.tensor([1, 0]), 2).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
     """
@@ -94,8 +88,6 @@ def wide_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     torch's own product of half-precision matrices rounds its result to half precision. Where torch has no product with
     a wider result (before 2.8, and on a CPU) the inputs are widened: the same result, more slowly.
 
-    Examples
-    --------
     >>> a = torch.tensor([[1.0, 2.0**-9]], dtype=torch.bfloat16)
     >>> wide_product(a, torch.ones(1, 2, dtype=torch.bfloat16), torch.empty(1, 1)).item() == 1 + 2.0**-9
     True
@@ -116,8 +108,6 @@ def softmax_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     probabilities: ``-log1p(-q)`` and -q keep their relative precision as q goes to 0, where ``log p`` and ``p - 1``
     lose it.
 
-    Examples
-    --------
     >>> loss, residual = softmax_residual(torch.zeros(1, 2), torch.tensor([1]))
     >>> round(loss.item(), 6), residual.tolist()
     (0.693147, [[0.5, -0.5]])
@@ -153,8 +143,6 @@ def batched_spd_inverse(matrices: Tensor, scale: Tensor) -> Tensor:
     machine epsilon times its `scale` (B,), until there is one. A matrix that still has none gets the inverse of its
     diagonal.
 
-    Examples
-    --------
     >>> found = batched_spd_inverse(torch.diag(torch.tensor([2.0, 4.0]))[None], torch.tensor([1.0]))
     >>> found[0].diagonal()
     tensor([0.5000, 0.2500])

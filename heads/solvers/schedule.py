@@ -29,8 +29,6 @@ def wise_ft_schedule(step: int, lr: float, warmup: int, total: int) -> float:
     TrainingError
         If the step or the warm-up is negative, or the run has no updates.
 
-    Examples
-    --------
     >>> [f"{wise_ft_schedule(step, 3e-5, 500, 25020):.3g}" for step in (0, 249, 499, 500, 12760, 25019)]
     ['6e-08', '1.5e-05', '3e-05', '3e-05', '1.5e-05', '1.23e-13']
     """

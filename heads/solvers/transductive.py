@@ -121,8 +121,6 @@ def matched_classes(logits: Float, base: Float) -> Float:
     Clusters with rows are assigned one class each, so that the sum of their mean zero-shot probabilities is largest;
     empty clusters keep their place where it is free.
 
-    Examples
-    --------
     >>> logits, base = np.log([[0.9, 0.1], [0.8, 0.2]]), np.log([[0.3, 0.7], [0.4, 0.6]])
     >>> np.exp(matched_classes(logits, base)).round(1).tolist()
     [[0.1, 0.9], [0.2, 0.8]]
@@ -146,8 +144,6 @@ def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: 
     Newton steps (Minka 2000, "Estimating a Dirichlet distribution"), for each row until its own change is below `tol`.
     A coordinate that would become negative is halved, down to 1e-8; the parameters sum to at most a million.
 
-    Examples
-    --------
     >>> truth = np.array([[2.0, 5.0, 0.5]])
     >>> means = digamma(truth) - digamma(truth.sum())
     >>> dirichlet_maximum(means, np.ones((1, 3))).round(6).tolist()
@@ -182,8 +178,6 @@ def dirichlet_mm(means: Float, start: Float, steps: int) -> Float:
     authors' code, every fiftieth step ends the iteration if the squared change is below 1e-11 of the squared
     parameters.
 
-    Examples
-    --------
     >>> truth = np.array([[2.0, 5.0, 0.5]])
     >>> means = digamma(truth) - digamma(truth.sum())
     >>> dirichlet_mm(means, np.ones((1, 3)), 10_000).round(3).tolist()
@@ -214,8 +208,6 @@ def propagated(seeds: Float, graph: csr_array, alpha: float) -> Float:
     graph : (N, N) non-negative edge weights; the two directions of an edge are added
     alpha : in [0, 1)
 
-    Examples
-    --------
     >>> graph = csr_array(np.array([[0.0, 1.0], [1.0, 0.0]]))
     >>> propagated(np.eye(2), graph, 0.5).round(4).tolist()
     [[0.6667, 0.3333], [0.3333, 0.6667]]

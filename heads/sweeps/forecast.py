@@ -5,7 +5,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +47,6 @@ class SweepForecast:
     rows_to_write: int
     bytes_to_write: int
     seconds: float | None
-
-    def to_dict(self) -> Json:
-        """JSON-able form."""
-        return asdict(self)
 
 
 def forecast_sweep(plan: SweepPlan, open_store: Open, results: str | Path) -> SweepForecast:

@@ -45,10 +45,6 @@ class EMDirichlet(TransductiveClassifier):
         Steps of the authors' slowly converging iteration towards the maximum-likelihood Dirichlet distributions in each
         round. Their code takes up to 1,000; a small number regularises, as small batches need. None finds the maximum.
 
-    Attributes
-    ----------
-    head_
-
     Notes
     -----
     Labelled rows are not used. The fit needs 96 C² bytes of memory, and raises a HeadError if the machine has less.

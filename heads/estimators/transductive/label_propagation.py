@@ -25,10 +25,6 @@ class LabelPropagation(TransductiveClassifier):
     alpha : weight of the neighbours, in [0, 1); 0 is the zero-shot head
     power : exponent of the cosines that weight the edges
 
-    Attributes
-    ----------
-    head_
-
     References
     ----------
     Zhou et al. 2004, "Learning with Local and Global Consistency"; on vision-language models Stojnić, Kalantidis,

@@ -23,10 +23,6 @@ class TransCLIP(TransductiveClassifier):
         Weight of labelled rows in means and covariance. The authors choose it from 0.002, 0.01, 0.02 and 0.2 on a
         validation split.
 
-    Attributes
-    ----------
-    head_
-
     References
     ----------
     Zanella, Gérin, Ben Ayed 2024, "Boosting Vision-Language Models with Transduction".

@@ -64,8 +64,6 @@ class Objective:
     products : products with all rows so far
     threads : pieces processed at once; the caller limits torch to one thread for each
 
-    Examples
-    --------
     >>> rows = RowSource.in_memory(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]))
     >>> f = Objective(rows, 2, fit_intercept=False)
     >>> value, gradient = f.value_and_gradient(torch.zeros(2, 2))

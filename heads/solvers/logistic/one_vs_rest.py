@@ -73,8 +73,6 @@ class OneVsRestSolver:
     fitted : (L,) False for classes that are all positive, all negative or all unknown, where intercepts are fitted
     sums, power : sums (D,) of the features, and of all squares; finite if all features are, unless they overflow
 
-    Examples
-    --------
     >>> X, Y = np.array([[1.0], [-1.0]]), np.array([[1, 0], [0, 1]])
     >>> found = OneVsRestSolver(lambda: [(X, Y)], 1, 2, fit_intercept=False).fit(1.0)
     >>> w = found.weights[0, 0]                      # the gradient vanishes: w = 2 / (1 + exp(w))

@@ -39,8 +39,6 @@ class PathSolver:
     missing_intercept : intercept of a missing class, where intercepts are fitted: its optimum is minus infinity
     tol, max_iter : as for `heads.solvers.logistic.lbfgs.Minimiser`
 
-    Examples
-    --------
     >>> from heads.solvers.logistic.rows import Rows
     >>> rows = Rows(np.array([[0.0], [1.0], [3.0]]), np.array([0, 1, 1]), 2)
     >>> heads = list(PathSolver(rows).path([0.1, 1.0]))

@@ -27,8 +27,6 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 class Precision:
     """The type of products, and the number of parts of their other factor.
 
-    Examples
-    --------
     >>> x, weights = torch.tensor([[1.0]], dtype=torch.float16), torch.tensor([[1.0 + 2.0**-15]])
     >>> for precision in (FLOAT16, FLOAT16_HALVES, FLOAT32):
     ...     print(precision.forward(weights, torch.zeros(1))(x, torch.empty(1, 1)).item() - 1.0)
@@ -89,8 +87,6 @@ FLOAT16_HALVES = Precision(torch.float16, parts=2)
 def cheaper_on(device: torch.device, dtype: torch.dtype) -> Precision | None:
     """The products to begin with on rows of a type on a GPU: one half-precision part, where tensor cores support it.
 
-    Examples
-    --------
     >>> cheaper_on(torch.device("cpu"), torch.float16) is None
     True
     """
@@ -104,8 +100,6 @@ def cheaper_on(device: torch.device, dtype: torch.dtype) -> Precision | None:
 def cpu_precision(work: int, dtype: torch.dtype = torch.float32) -> Precision:
     """Products on a CPU for N·D·C multiplications: bfloat16 if it is native and they are many, else `dtype`.
 
-    Examples
-    --------
     >>> cpu_precision(1000)
     Precision(dtype=torch.float32, parts=1)
     """

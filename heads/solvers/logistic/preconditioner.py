@@ -55,8 +55,6 @@ class ClassBlocks:
     `logits` (m, C) are those of the sample at the current point. A CPU builds one block per thread. On a GPU, where
     launching a small operation takes as long as running it, blocks are built in batches, of `batch` if it is given.
 
-    Examples
-    --------
     >>> from heads.solvers.logistic.rows import RowSource
     >>> rows = RowSource.in_memory(torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.tensor([0, 1]))
     >>> f = Objective(rows, 2, fit_intercept=False)
