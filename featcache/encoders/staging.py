@@ -72,7 +72,9 @@ class CudaLanes:
         """See `Lanes.empty`."""
         if host:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
-        return torch.empty(shape, dtype=dtype, device=self._device)
+        buffer = torch.empty(shape, dtype=dtype, device=self._device)
+        buffer.record_stream(self._streams[IN])  # an abandoned run frees it while it is copied into
+        return buffer
 
     def run(self, lane: str, work: Callable[[], T], after: Event | None) -> tuple[T, Event]:
         """See `Lanes.run`."""

@@ -175,15 +175,17 @@ class _Stage:
         self.store, self.rows = batches.store, batches.rows
         self.truth = truth_of(batches.store)
         labels = torch.from_numpy(self.truth[:0]).new_empty((shape[0], *self.truth.shape[1:]))
-        self.out, self.out_labels = like.new_empty(shape), labels.to(like.device)
+        self.out, self.out_labels = like.new_empty(shape), like.new_empty(labels.shape, dtype=labels.dtype)
         self.features, self.labels = self.out, self.out_labels
         self.stream: torch.cuda.Stream | None = None
         self.used: torch.cuda.Event | None = None
         self.n = 0
         if like.device.type == "cuda":
             self.stream = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
-            self.features = torch.empty(shape, dtype=torch.float16, pin_memory=True)
+            self.features = torch.empty(shape, dtype=torch.float16).pin_memory()
             self.labels = labels.pin_memory()
+            for buffer in (self.out, self.out_labels):  # an abandoned epoch frees them while they are copied into
+                buffer.record_stream(self.stream)
 
     def release(self) -> None:
         """Allow the buffer to be refilled after the kernels that the caller has launched so far."""

@@ -11,7 +11,7 @@ from fakes import NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, encode_dataset, load_encoder
 from featcache.encoders.base import PROJECTED, ImageEncoder
-from featcache.encoders.staging import COMPUTE, IN, OUT, Stage
+from featcache.encoders.staging import COMPUTE, IN, OUT, CudaLanes, Stage
 from featcache.encoders.torch_images import TorchImages
 from featcache.encoding import chunks
 from featcache.errors import EncoderError
@@ -158,6 +158,17 @@ def test_a_store_from_an_asynchronous_device_has_the_same_bytes(
     monkeypatch.setattr(chunks, "Stage", lambda encoder, size, **more: Stage(encoder, size, device, **more))
     assert contents(tmp_path / "late") == plain
     assert device.batches[COMPUTE] == 3 * sum(-(-rows // 3) for rows in (7, 7, 8, 6))
+
+
+def test_inputs_on_a_gpu_are_recorded_on_the_stream_that_copies_them_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run abandoned during a copy frees memory that is still written to."""
+    recorded: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: object())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: recorded.append(stream))
+    lanes = CudaLanes("meta")
+    lanes.empty((2, 3), torch.float16, host=False)
+    assert recorded == [lanes._streams[IN]]
 
 
 def test_compiled_passes_have_one_shape_and_plain_results(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,11 @@
 """Feeding torch from a store: resident and streamed batches are equal, each valid row once per epoch."""
 
 import threading
+from contextlib import nullcontext
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -118,3 +122,35 @@ def test_on_a_gpu_batches_are_those_of_the_cpu(store: ImageStore, resident: bool
         assert x.device == like.device
         assert torch.equal(x.cpu(), a)
         assert torch.equal(y.cpu(), b)
+
+
+@pytest.mark.parametrize("taken", [1, None], ids=["abandoned", "whole"])
+def test_buffers_are_recorded_on_the_stream_that_fills_them(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, taken: int | None
+) -> None:
+    """On a simulated GPU. Else an epoch abandoned during a copy frees memory that is still written to."""
+    recorded: dict[int, Any] = {}
+    stages: list[Any] = []
+
+    class Noted(featcache.transfer.batches._Stage):
+        def __init__(self, batches: FeatureBatches) -> None:
+            super().__init__(batches)
+            stages.append(self)
+
+    monkeypatch.setattr(featcache.transfer.batches, "_Stage", Noted)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: MagicMock())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: recorded.update({id(self): stream}))
+    like: Any = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"), new_empty=torch.empty, is_floating_point=lambda: True
+    )
+    batches = FeatureBatches(store, 10, like, resident=False)
+    found = [y.clone() for _, y in islice(iter(batches), taken)]
+    expected = epoch(FeatureBatches(store, 10, torch.zeros(0), resident=False))
+    assert all(torch.equal(y, want) for y, (_, want) in zip(found, expected, strict=taken is None))
+    assert len(stages) == 4  # two of each epoch, those of the CPU without a stream
+    for stage in stages[:2]:
+        assert recorded[id(stage.out)] is recorded[id(stage.out_labels)] is stage.stream
+    assert len(recorded) == 4
