@@ -29,7 +29,7 @@ from heads.rows.selection import RowSampler, thinned
 from heads.solvers.folds import in_folds, sampled_rows
 from heads.solvers.parallel import Blocks
 from heads.solvers.ridge.moments import Moments
-from heads.solvers.ridge.spectrum import steady_eigh
+from heads.solvers.ridge.spectrum import symmetric_eigh
 from heads.solvers.temperature import fit_temperature
 
 Scored = tuple[list[Float], NDArray[np.integer]]
@@ -302,7 +302,7 @@ class LinearDiscriminant(MomentClassifier):
         """The head of each shrinkage, from one decomposition."""
         means = moments.class_sums / moments.counts[:, None]
         within = (moments.xtx - means.T @ (moments.counts[:, None] * means)) / moments.n
-        eigenvalues, vectors = steady_eigh(within)
+        eigenvalues, vectors = symmetric_eigh(within)
         uniform, counts = np.full(len(means), -np.log(len(means))), moments.counts
         log_priors = np.log(counts / counts.sum()) if self.priors == "empirical" else uniform
         for wanted in shrinkages:

@@ -30,7 +30,7 @@ Arrays = list[Float]
 """Gram matrices (K, D, D), class sums (K, C, D) and counts (K, C): the fields `NAMES` of K `Moments`."""
 NAMES = ("xtx", "class_sums", "counts")
 BLOCK_ROWS = 65_536
-"""Rows read at a time: 128 MiB of float32 at D = 512."""
+"""Rows read at a time: 64 MiB of float16 at D = 512."""
 _FORMAT = 1
 
 
@@ -127,14 +127,15 @@ def _blocks(store: FeatureTable, folds: int, rank: int, size: int) -> Blocks:
     """Blocks of this process, with folds that are assigned over the rows of all processes."""
     n_classes = len(store.classnames)
     if size == 1:
-        yield from in_folds(store.blocks(BLOCK_ROWS), n_classes, folds)
+        dtype = np.float16 if isinstance(store, ImageStore) else np.float32  # as stored: the faster Gram products
+        yield from in_folds(store.blocks(BLOCK_ROWS, dtype), n_classes, folds)
         return
     labels, valid = store.labels, store.valid
     fold = np.full(len(labels), -1)
     fold[valid] = FoldAssigner(n_classes, folds)(labels[valid])
     for start in range(rank * BLOCK_ROWS, len(labels), size * BLOCK_ROWS):
         rows = start + np.flatnonzero(valid[start : start + BLOCK_ROWS])
-        yield store.gather(rows).astype(np.float32), labels[rows], None, fold[rows]
+        yield store.gather(rows), labels[rows], None, fold[rows]
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:

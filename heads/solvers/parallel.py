@@ -75,13 +75,6 @@ def one_blas_thread() -> Iterator[int]:
 
 
 @contextmanager
-def all_blas_threads() -> Iterator[None]:
-    """Inside `one_blas_thread`: give BLAS back the threads it was allowed outside, for one large decomposition."""
-    with _thread_pools(len(sys.modules)).limit(limits=_allowed[0] if _allowed else None, user_api="blas"):
-        yield
-
-
-@contextmanager
 def one_torch_thread() -> Iterator[int]:
     """Limit torch to one thread; yields the number of threads it was allowed before."""
     threads = torch.get_num_threads()

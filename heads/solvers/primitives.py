@@ -51,6 +51,23 @@ def gram(x: Tensor) -> Tensor:
     return product(x.T, x)  # numpy sees that both are the same array, and computes one triangle
 
 
+_INTEGER_WORK = 2.5e8
+"""Multiplications of a piece from which compiled code for integers is worth loading."""
+
+
+def integer_sums_pay(x: Tensor) -> bool:
+    """Whether `heads.solvers.ridge.integer_sums` is the faster way: float16 rows (n, D) on a CPU that has AMX."""
+    fits = len(x) <= 2**16 and len(x) * x.shape[1] ** 2 >= _INTEGER_WORK
+    return fits and x.dtype == torch.float16 and not on_gpu(x) and _has_int8()
+
+
+@lru_cache(maxsize=1)
+def _has_int8() -> bool:
+    """Whether this CPU has matrix units for 8-bit integers, and torch a product for them."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return hasattr(torch, "_int_mm") and bool(supported())
+
+
 def class_sums(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
     """Sum (C, D) of the rows (n, D) of each class, for class indices (n,): ``onehot(y).T @ x``.
 

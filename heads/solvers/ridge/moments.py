@@ -14,7 +14,7 @@ Y is the one-hot matrix of labels (K = C classes), or numbers. scikit-learn's `s
 Moments add, so blocks, files and ranks can be summed; they also subtract, so the moments of "all folds but one" cost a
 subtraction. Features come as float16 or float32, but the Gram product is float64: a float32 Gram matrix is wrong by
 about 1e-4 in the weights at small alpha on real CLIP features. (GPUs that hold a data set multiply float64 as fast as
-float32.)
+float32; on a CPU with integer matrix units, float16 rows take `heads.solvers.ridge.integer_sums`.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from featcache.errors import HeadError
 from heads.solvers.folds import by_fold
 from heads.solvers.parallel import PIECE_ROWS, Blocks, map_pieces
-from heads.solvers.primitives import Column, as_tensor, class_sums, gram, product
+from heads.solvers.primitives import Column, as_tensor, class_sums, gram, integer_sums_pay, product
 
 Float = NDArray[np.float64]
 Sums = tuple[Tensor, Tensor, Tensor]
@@ -161,7 +161,7 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
         w = None if weights is None else as_tensor(weights).to(X.device, torch.float64)
         found = {}
         for k, rows in by_fold(None if fold is None else as_tensor(fold).to(X.device)):
-            x = (X if isinstance(rows, slice) else X.index_select(0, rows)).double()  # faster than X[rows]
+            x = X if isinstance(rows, slice) else X.index_select(0, rows)  # faster than X[rows]
             found[k] = _sums(x, y[rows], None if w is None else w[rows], n_targets), len(x)
         return found
 
@@ -181,7 +181,14 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
 
 
 def _sums(x: Tensor, y: Tensor, weights: Tensor | None, n_targets: int) -> Sums:
-    """Sums of a piece of rows x (n, D) float64."""
+    """Sums of a piece of rows x (n, D)."""
+    if y.ndim == 1 and weights is None and integer_sums_pay(x):
+        from heads.solvers.ridge.integer_sums import gram_and_class_sums  # loads numba
+
+        exact = gram_and_class_sums(x, y.long(), n_targets)
+        if exact is not None:
+            return *exact, torch.bincount(y, minlength=n_targets)
+    x = x.double()
     weighted = x if weights is None else x * weights[:, None]
     if y.ndim == 2:
         # One-hot rows add up to one, number targets do not: a column of ones gives sum_x and the sum of the weights.
