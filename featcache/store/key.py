@@ -56,6 +56,11 @@ def checksum(content: bytes | bytearray | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
+def started_checksum() -> "xxhash.xxh3_128":
+    """A `checksum` of pieces: `update` with each, then `hexdigest`."""
+    return xxhash.xxh3_128()
+
+
 def resolve_root(root: str | StorePath | None = None) -> StorePath:
     """The root of all stores, a folder or s3 prefix: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``."""
     chosen = location(root or os.environ.get(ROOT_VARIABLE) or "cache")

@@ -27,7 +27,7 @@ from pathlib import Path
 from featcache.errors import MismatchError, StoreIncompleteError
 from featcache.store import places
 from featcache.store.claims import Claims
-from featcache.store.key import checksum
+from featcache.store.key import checksum, started_checksum
 from featcache.store.layout import HEADER, MANIFEST, PROVENANCE, SCHEMA, Array, ArraySpec, same_metadata, zarr_metadata
 from featcache.store.manifest import (
     BadRow,
@@ -195,9 +195,9 @@ class StoreWriter:
 
     def put_chunk(self, spec: ArraySpec, chunk: int, values: Array) -> str:
         """Write one chunk file of an array; returns its checksum."""
-        content = spec.chunk_bytes(values)
-        places.put(spec.chunk_path(self.store, chunk), content)
-        return checksum(content)
+        digest = started_checksum()
+        places.put(spec.chunk_path(self.store, chunk), spec.chunk_bytes(values), digest.update)
+        return digest.hexdigest()
 
     def drop(self, chunk: int) -> None:
         """Remove the marker of a chunk, so that the chunk is written again."""

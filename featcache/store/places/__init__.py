@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from featcache.errors import StoreWriteError
 from featcache.store.places import local
-from featcache.store.places.local import Buffer
+from featcache.store.places.local import Buffer, Update
 from featcache.store.places.local import File as File
 from featcache.store.places.s3 import SCHEME, ObjectPath
 
@@ -27,16 +27,18 @@ def location(path: str | StorePath) -> StorePath:
     return path
 
 
-def put(path: StorePath, content: Buffer) -> None:
-    """Write a file atomically, replacing an existing one.
+def put(path: StorePath, content: Buffer, update: Update | None = None) -> None:
+    """Write a file atomically, replacing an existing one; `update` is called with all of it, piece by piece.
 
     StoreWriteError if the disk is full or read-only, or the object store refuses; an existing file stays unchanged.
     """
     try:
         if isinstance(path, Path):
-            local.put(path, content)
-        else:
-            path.put(content)
+            local.put(path, content, update)
+            return
+        path.put(content)
+        if update is not None:
+            update(memoryview(content))
     except OSError as error:
         raise _cannot("write", path, error) from error
 

@@ -40,10 +40,10 @@ def test_a_full_disk_stops_the_run_within_a_few_chunks_and_names_the_file(
 ) -> None:
     plain = local._write
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, update: local.Update | None) -> None:
         if "features" in str(path) and path.parent.name == "2":
             raise OSError(28, "No space left on device")
-        plain(path, content)
+        plain(path, content, update)
 
     monkeypatch.setattr(local, "_write", full)
     encoder = NumpyEncoder()

@@ -69,12 +69,12 @@ def test_no_space_at_any_write_loses_nothing(tmp_path: Path, monkeypatch: pytest
     writes = []
     real = atomic._write
 
-    def full(path: Path, content: Any) -> None:
+    def full(path: Path, content: Any, update: Any) -> None:
         writes.append(path)
         if len(writes) > at:
             path.write_bytes(bytes(content)[: len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, content)
+        real(path, content, update)
 
     monkeypatch.setattr(atomic, "_write", full)
     with pytest.raises(StoreWriteError, match="No space left on device"):
