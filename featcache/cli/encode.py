@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         compiled=args.compile,
     )
     datasets = _datasets(args)
-    encoder = encoder_of(args, args.preprocess or getattr(datasets[0], "prepared", None))
+    encoder = encoder_of(args, args.preprocess or datasets[0].prepared)
     from featcache.encoding.images import encode_dataset  # last, so that errors about the model come early
 
     if args.dry_run:
@@ -172,7 +172,7 @@ def _datasets(args: argparse.Namespace) -> list[Dataset]:
         for split in args.split
         for dataset in open_datasets(data + holdout, split, labels=args.labels, name=args.name)
     ]
-    prepared = {getattr(dataset, "prepared", None) for dataset in found}
+    prepared = {dataset.prepared for dataset in found}
     if len(prepared) > 1 and not args.preprocess:
         names = ", ".join(sorted(name or "none" for name in prepared))
         raise DatasetError(

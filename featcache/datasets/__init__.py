@@ -5,7 +5,6 @@
 ('digits-sketch', 500, ('zero', 'one', 'two'))
 """
 
-import contextlib
 import difflib
 import inspect
 import os
@@ -122,7 +121,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
 
 
 def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool) -> list[Dataset]:
-    """The data sets of a specification; those on this machine record in ``opened_as`` how to open them again."""
+    """The data sets of a specification; those on this machine record how to open them again."""
     source, _, argument = spec.partition(":")
     if source not in DATASETS:
         raise _unknown(spec, source)
@@ -140,20 +139,16 @@ def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool
     listed = load_class_list(options.pop("classes")) if "classes" in options else None
     holdout = Holdout.of_options(options)
     found = opener(argument, check_split(holdout.of if holdout else split), **settings)
-    opened = datasets = found if isinstance(found, list) else [found]
-    if listed:
-        numbered = source in NUMBERED
-        datasets = [replace(data, index=relabelled(data.index, listed, numbered=numbered)) for data in opened]  # type: ignore[type-var]
-    for before, data in zip(opened, datasets, strict=True):
+    opened = found if isinstance(found, list) else [found]
+    record = {"spec": spec, "labels": labels, "name": name, "folder": os.getcwd()}
+    opened_as = None if "://" in spec else record  # an address may hold credentials
+    datasets: list[Dataset] = []
+    for before in opened:
+        index = relabelled(before.index, listed, numbered=source in NUMBERED) if listed else before.index
+        data: Dataset = replace(before, index=index, opened_as=opened_as)  # type: ignore[type-var]
         if empty_classes(before.index):  # a list of more classes than the source has is no cause for a warning
-            warn_empty_classes(data.index, f"{spec} split {split}" if len(datasets) == 1 else data.name)
-    if holdout:
-        datasets = [divided(data, split, holdout) for data in datasets]
-    if "://" not in spec:  # an address may hold credentials
-        record = {"spec": spec, "labels": labels, "name": name, "folder": os.getcwd()}
-        for data in datasets:
-            with contextlib.suppress(AttributeError):  # a class with slots
-                object.__setattr__(data, "opened_as", record)  # data sets may be frozen data classes
+            warn_empty_classes(index, f"{spec} split {split}" if len(opened) == 1 else data.name)
+        datasets.append(divided(data, split, holdout) if holdout else data)
     return datasets
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from featcache.datasets.content import Content
 from featcache.errors import DatasetError
 from featcache.progress import first_few
 from featcache.store.columns import as_columns, feed_int64, feed_texts
+from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.places import StorePath
 
@@ -31,13 +32,8 @@ Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float3
 """A decoded image: PIL (any mode), uint8 (H, W, 3), or float32 (H, W, 3) with values 0-255."""
 
 
-class Dataset(Protocol):
-    """A split of a labelled image data set.
-
-    Optional attributes: ``decoding: str``, such that equal bytes in data sets of equal ``decoding`` decode to equal
-    images; rows are copied only between stores of such data sets. ``prepared: str``, a preparation of
-    `featcache.encoders.preparation` that the images have already gone through; encoders crop them no further.
-    """
+class PlainDataset(Protocol):
+    """A split of a labelled image data set: what a user's own class needs."""
 
     @property
     def name(self) -> str:
@@ -56,6 +52,46 @@ class Dataset(Protocol):
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """The image in that content; OSError or ValueError if it is damaged."""
+
+
+@runtime_checkable
+class Dataset(PlainDataset, Protocol):
+    """A `PlainDataset` with what may be known of its images; `whole_dataset` makes one of a user's own."""
+
+    @property
+    def decoding(self) -> str | None:
+        """Equal bytes in data sets of equal `decoding` decode to equal images: rows are copied between their stores."""
+
+    @property
+    def prepared(self) -> str | None:
+        """The preparation of `featcache.encoders.preparation` that the images have gone through."""
+
+    @property
+    def opened_as(self) -> Json | None:
+        """How to open it again: `spec`, `labels`, `name` and the working `folder`."""
+
+
+class WrappedDataset:
+    """A data set on top of another; what a user's own leaves out is None. Subclasses change the rest."""
+
+    def __init__(self, base: PlainDataset) -> None:
+        self.base, self.name, self.split, self.index = base, base.name, base.split, base.index
+        self.decoding: str | None = getattr(base, "decoding", None)
+        self.prepared: str | None = getattr(base, "prepared", None)
+        self.opened_as: Json | None = getattr(base, "opened_as", None)
+
+    def read(self, row: int) -> bytes | memoryview:
+        """The undecoded content of one sample."""
+        return self.base.read(row)
+
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
+        """The image in that content."""
+        return self.base.decode(content, row)
+
+
+def whole_dataset(data: PlainDataset) -> Dataset:
+    """The data set itself, or a `WrappedDataset` of one without the optional attributes."""
+    return data if isinstance(data, Dataset) else WrappedDataset(data)
 
 
 IMAGE_FILE = "image file"
@@ -146,6 +182,8 @@ class Opened:
     name: str
     split: str
     index: SampleIndex
+    prepared: str | None = field(default=None, kw_only=True)
+    opened_as: Json | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_name(self.name)

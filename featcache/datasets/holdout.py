@@ -12,14 +12,13 @@ samples keep their side when the data set grows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Dataset, Picture, SampleIndex
+from featcache.datasets.base import Dataset, Picture, SampleIndex, WrappedDataset
 from featcache.datasets.options import WHOLE
 from featcache.errors import DatasetError
 
@@ -61,23 +60,12 @@ class Holdout:
         return cls(share, seed, found.get("holdout_group"), found.get("holdout_of", WHOLE))
 
 
-@dataclass(frozen=True)
-class Subset:
-    """The samples of some rows (n,) of a data set, in that order; other attributes are those of the data set."""
+class Subset(WrappedDataset):
+    """The samples of some rows (n,) of a data set, in that order."""
 
-    base: Dataset
-    rows: Rows
-    split: str
-
-    @property
-    def name(self) -> str:
-        """That of the data set."""
-        return self.base.name
-
-    @cached_property
-    def index(self) -> SampleIndex:
-        """The samples."""
-        return of_rows(self.base.index, self.rows)
+    def __init__(self, base: Dataset, rows: Rows, split: str) -> None:
+        super().__init__(base)
+        self.rows, self.split, self.index = rows, split, of_rows(base.index, rows)
 
     def read(self, row: int) -> bytes | memoryview:
         """The undecoded content of one sample."""
@@ -86,11 +74,6 @@ class Subset:
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """The image in that content."""
         return self.base.decode(content, int(self.rows[row]))
-
-    def __getattr__(self, name: str) -> object:
-        if name == "base":  # not set yet while being copied
-            raise AttributeError(name)
-        return getattr(self.base, name)
 
 
 def holdout_options(share: float | None, seed: int = 0, group: str | None = None) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import IMAGE_FILE, Dataset, Picture
+from featcache.datasets.base import IMAGE_FILE, Dataset, Picture, WrappedDataset
 from featcache.datasets.decode import to_rgb
 from featcache.datasets.fast_jpeg import decode_jpeg, needs_decoder
 from featcache.encoders.base import Encoder
@@ -123,7 +123,7 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
     The identity stays the same: images prepared before they were saved give the same features as images that the
     encoder prepares, so heads fitted on either apply to both. EncoderError if they went through another preparation.
     """
-    prepared = getattr(dataset, "prepared", None)
+    prepared = dataset.prepared
     if prepared is None:
         return encoder
     if encoder.preparation != prepared:
@@ -138,13 +138,13 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
 
 def decoded_for(dataset: Dataset, encoder: Encoder) -> Dataset:
     """The data set, with JPEG files decoded by libjpeg-turbo or on the GPU if the encoder's preparation asks for it."""
-    if encoder.preparation is None or getattr(dataset, "decoding", None) != IMAGE_FILE:
+    if encoder.preparation is None or dataset.decoding != IMAGE_FILE:
         return dataset
     if PREPARATIONS[encoder.preparation].fast:
         smallest = SMALLEST * max(encoder.image_size or (0,))
-        return cast(Dataset, _Decoded(dataset, lambda content: decode_jpeg(content, smallest)))
+        return _Decoded(dataset, lambda content: decode_jpeg(content, smallest))
     if PREPARATIONS[encoder.preparation].on_gpu and encoder.prepares:
-        return cast(Dataset, _Decoded(dataset, lambda content: _decoded_on_gpu(content, encoder.device)))
+        return _Decoded(dataset, lambda content: _decoded_on_gpu(content, encoder.device))
     return dataset
 
 
@@ -158,15 +158,13 @@ def _decoded_on_gpu(content: bytes | memoryview, device: str) -> Picture | None:
         return None
 
 
-class _Decoded:
+class _Decoded(WrappedDataset):
     """A data set of image files with another decoder; files that this returns None for are decoded as usual."""
 
     def __init__(self, dataset: Dataset, decode: Callable[[bytes | memoryview], Picture | None]) -> None:
-        self._dataset, self._decode = dataset, decode
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._dataset, name)
+        super().__init__(dataset)
+        self._decode = decode
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         found = self._decode(content)
-        return self._dataset.decode(content, row) if found is None else found
+        return self.base.decode(content, row) if found is None else found

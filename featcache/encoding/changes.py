@@ -88,7 +88,7 @@ def spot_rows(dataset: Dataset, store: ImageStore) -> Sequence[int]:
 
     Unpacked archives keep their times, so other images of the same names and sizes may have the same times too.
     """
-    was, now = store.provenance.get("data"), getattr(dataset, "opened_as", None)
+    was, now = store.provenance.get("data"), dataset.opened_as
     if not isinstance(was, dict) or (now and all(was.get(what) == now.get(what) for what in ("spec", "folder"))):
         return ()
     n_rows = len(dataset.index)

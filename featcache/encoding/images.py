@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset
-from featcache.datasets.base import Dataset
+from featcache.datasets.base import Dataset, PlainDataset, WrappedDataset
 from featcache.datasets.content import content_digest
 from featcache.datasets.holdout import Holdout, divided, holdout_options
 from featcache.datasets.sources.held import Held, as_dataset, is_dataset
@@ -120,7 +120,7 @@ def encode(
             f"name={name!r}: this data set is called {data.name}; leave name out, or rename the data set"
         )
     dataset = _dataset(data, split, labels, name, held)
-    encoder = _encoder(model, pretrained, loading, getattr(dataset, "prepared", None))
+    encoder = _encoder(model, pretrained, loading, dataset.prepared)
     chosen, shown = EncodeOptions(**options), as_progress(progress)
     store = encode_dataset(dataset, encoder, root=root, options=chosen, progress=shown).store
     if name is not None and (store.name, store.split) != (dataset.name, dataset.split):
@@ -162,7 +162,7 @@ def _encoder(
 
 
 def encode_dataset(
-    dataset: Dataset,
+    dataset: PlainDataset,
     encoder: Encoder,
     *,
     root: str | StorePath | None = None,
@@ -195,13 +195,19 @@ class ImageJob(StoreJob[ImageStore]):
     kind = ImageStore
 
     def __init__(
-        self, dataset: Dataset, encoder: Encoder, root: StorePath, options: EncodeOptions, progress: Progress | None
+        self,
+        dataset: PlainDataset,
+        encoder: Encoder,
+        root: StorePath,
+        options: EncodeOptions,
+        progress: Progress | None,
     ) -> None:
-        self.encoder, self.options = encoder_for(dataset, encoder), options
-        self.dataset = decoded_for(dataset, self.encoder)
+        whole = dataset if isinstance(dataset, Dataset) else WrappedDataset(dataset)
+        self.encoder, self.options = encoder_for(whole, encoder), options
+        self.dataset = decoded_for(whole, self.encoder)
         self.index, self.root = dataset.index, root
         self.names: Json = {"name": dataset.name, "split": dataset.split}
-        self.decoding, self.opened_as = (getattr(dataset, name, None) for name in ("decoding", "opened_as"))
+        self.decoding, self.opened_as = whole.decoding, whole.opened_as
         identity = {
             "encoder": stored_identity(encoder),
             "dataset": {"rows": len(self.index), "samples": dataset_key(self.index, root)},

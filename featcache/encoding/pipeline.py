@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import xxhash
 
-from featcache.datasets.base import Dataset, Picture
+from featcache.datasets.base import Dataset, Picture, PlainDataset, whole_dataset
 from featcache.encoders.base import Batch, Encoder
 from featcache.encoders.preparation import decoded_for, encoder_for
 from featcache.errors import EXHAUSTED, EncoderError
@@ -70,11 +70,12 @@ def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lam
 
 
 def prepared_batches(
-    dataset: Dataset, encoder: Encoder, batches: Iterable[range], workers: int, ahead: int
+    dataset: PlainDataset, encoder: Encoder, batches: Iterable[range], workers: int, ahead: int
 ) -> Iterator[list[Prepared[Batch]]]:
     """Yield batches of rows, prepared for an encoder; see `worked_batches`."""
-    encoder = encoder_for(dataset, encoder)
-    dataset = decoded_for(dataset, encoder)
+    whole = whole_dataset(dataset)
+    encoder = encoder_for(whole, encoder)
+    dataset = decoded_for(whole, encoder)
 
     def prepare(rows: Sequence[int]) -> list[Prepared[Batch]]:
         return [prepared(read_sample(dataset, row), encoder.prepare) for row in rows]

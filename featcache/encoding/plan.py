@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.datasets.base import Dataset
+from featcache.datasets.base import PlainDataset
 from featcache.encoders import Encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoders.taps import find_tap
@@ -50,7 +50,7 @@ class EncodePlan:
 
 
 def plan_encoding(
-    dataset: Dataset, encoder: Encoder, *, root: str | Path | None = None, options: EncodeOptions | None = None
+    dataset: PlainDataset, encoder: Encoder, *, root: str | Path | None = None, options: EncodeOptions | None = None
 ) -> EncodePlan:
     """Plan a run of `featcache.encode_dataset`: rows, bytes, and the time, estimated by encoding two batches."""
     options = options or EncodeOptions()
@@ -81,7 +81,7 @@ def _missing_rows(job: ImageJob) -> Mapping[Part, Rows]:
     return missing
 
 
-def _seconds_a_row(dataset: Dataset, encoder: Encoder, options: EncodeOptions, rows: Rows) -> float:
+def _seconds_a_row(dataset: PlainDataset, encoder: Encoder, options: EncodeOptions, rows: Rows) -> float:
     """Seconds to read, decode and encode one image, in the last of a few batches."""
     given = BatchSize(options.batch_size, encoder.device, len(rows)).now
     size = min(given, max(1, len(rows) // MEASURED))

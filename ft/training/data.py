@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xxhash
 
-from featcache.datasets.base import Dataset
+from featcache.datasets.base import Dataset, PlainDataset
 from featcache.datasets.holdout import Subset
 from featcache.encoders.base import Batch
 from featcache.encoding.augment import View
@@ -85,7 +85,7 @@ def _permutation(n: int, seed: int, epoch: int) -> Rows:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
 
 
-def refuse_multilabel(*datasets: Dataset | None) -> None:
+def refuse_multilabel(*datasets: PlainDataset | None) -> None:
     """Raise TrainingError for multi-label data: the objectives take one label per image."""
     for dataset in datasets:
         if dataset is not None and dataset.index.targets is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from featcache.datasets.base import Dataset
+from featcache.datasets.base import PlainDataset, whole_dataset
 from featcache.encoding.pipeline import default_workers
 from ft.checkpoints.state import State
 from ft.distributed import Place
@@ -42,8 +42,8 @@ class FinetunePlan:
 
 
 def plan_finetuning(
-    dataset: Dataset,
-    val: Dataset | None,
+    dataset: PlainDataset,
+    val: PlainDataset | None,
     model: str,
     pretrained: str | None,
     options: FinetuneOptions,
@@ -55,6 +55,7 @@ def plan_finetuning(
     Raises FeatcacheError if the model, data or options do not exist or do not fit together.
     """
     refuse_multilabel(dataset, val)
+    dataset = whole_dataset(dataset)
     if options.shots:
         dataset = few_shots(dataset, options.shots, options.seed)
     place = Place(0, 1, device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -94,7 +94,7 @@ def best_details(out: Path, val: Dataset) -> list[Detail]:
         encoder_key=head.provenance.encoder_key,
         text_digests=() if head.provenance.text_digest is None else (head.provenance.text_digest,),
         ids=index.ids,
-        provenance={"data": getattr(val, "opened_as", None)},
+        provenance={"data": val.opened_as},
     )
     after = calibrate(head, (features.numpy(), index.labels))
     return head_details(head, [store], [f"{val.name}/{val.split}"], calibrated=after)

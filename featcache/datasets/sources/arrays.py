@@ -51,11 +51,9 @@ class ArrayDataset(Opened):
     Parameters
     ----------
     images : (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 or float
-    prepared : preparation that the images went through before they were saved
     """
 
     images: Array
-    prepared: str | None = None
 
     def read(self, row: int) -> bytes:
         """The row's values as bytes, in C order."""
@@ -101,7 +99,7 @@ def open_arrays(argument: str, split: str, *, labels: str = "names", name: str |
         _check_prepared(images, path, prepared)
     targets = _labels(base / f"{split}_labels.npy", len(images))
     index = array_index(path, facts, images, targets, _classnames(base, targets), prefix=split, prepared=prepared)
-    return ArrayDataset(name or default_name(base.name), split, index, images, prepared)
+    return ArrayDataset(name or default_name(base.name), split, index, images, prepared=prepared)
 
 
 def array_index(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Dataset, check_name, warn_empty_classes
+from featcache.datasets.base import Dataset, PlainDataset, check_name, warn_empty_classes, whole_dataset
 from featcache.datasets.content import Content
 from featcache.datasets.files import ImageFiles, file_index, files_below, size_and_stamp
 from featcache.datasets.labels import by_number, classes_of
@@ -73,7 +73,7 @@ def as_dataset(
     if isinstance(data, Mapping):
         data, split = _of_split(data, split)
     if is_dataset(data):
-        return data
+        return whole_dataset(data)
     if name:
         check_name(name)  # before the images are read
     columns = {key: options.pop(key) for key in COLUMNS if key in options}
@@ -104,8 +104,8 @@ def _of_rows(data: Held, labels: object, split: str, name: str | None, classname
     return _of_torch(data, split, name or default_name(type(data).__name__.lower()), classnames)
 
 
-def is_dataset(data: Held) -> TypeGuard[Dataset]:
-    """Whether an object is a `Dataset`."""
+def is_dataset(data: Held) -> TypeGuard[PlainDataset]:
+    """Whether an object is a `PlainDataset`."""
     return not isinstance(data, str) and all(hasattr(data, member) for member in ("index", "read", "decode"))
 
 

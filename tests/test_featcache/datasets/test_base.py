@@ -1,13 +1,14 @@
 """The sample index, the two digests, and the table of sources."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.datasets import DATASETS, SampleIndex, dataset_key, labels_digest, open_dataset
+from featcache.datasets.files import ImageFiles
+from featcache.datasets.holdout import Subset
+from featcache.datasets.sources.held import as_dataset
 from featcache.errors import DatasetError
 
 
@@ -136,13 +137,34 @@ def test_a_source_can_be_a_callable(monkeypatch):
     index = open_dataset("digits", "val").index
 
     def opener(argument, split, *, labels, name):
-        return SimpleNamespace(index=index, given=(argument, split, labels, name))
+        seen.append((argument, labels))
+        return ImageFiles(name, split, index, str.encode)
 
+    seen = []
     monkeypatch.setitem(DATASETS, "mine", opener)
-    assert open_dataset("mine:a:b", "val", labels="int", name="n").given == ("a:b", "val", "int", "n")
+    found = open_dataset("mine:a:b", "val", labels="int", name="n")
+    assert (seen, found.name, found.split) == ([("a:b", "int")], "n", "val")
 
 
 @pytest.mark.parametrize("name", ["two words", "a:b", "a/b", "tab\t"])
 def test_names_that_would_break_results_rows(name):
     with pytest.raises(DatasetError, match="short name"):
         open_dataset("digits", "test", name=name)
+
+
+def test_what_a_users_data_set_leaves_out_is_none() -> None:
+    """A class with the five members that every data set needs, and slots, which keep attributes from being set."""
+
+    class Five:
+        __slots__ = ("decode", "index", "name", "read", "split")
+
+    plain, opened = Five(), open_dataset("digits", "val")
+    for member in Five.__slots__:
+        setattr(plain, member, getattr(opened, member))
+    whole = as_dataset(plain)
+    assert (whole.decoding, whole.prepared, whole.opened_as) == (None, None, None)
+    assert whole.read(3) == opened.read(3)
+    assert as_dataset(opened) is opened
+    few = Subset(opened, np.array([2, 0]), "few")
+    assert (few.name, few.split, few.decoding, few.opened_as) == ("digits", "few", opened.decoding, opened.opened_as)
+    assert (few.index.ids, few.read(0)) == ([opened.index.ids[2], opened.index.ids[0]], opened.read(2))

@@ -12,6 +12,7 @@ from fakes import NumpyDataset, NumpyEncoder
 
 from featcache.cli.main import main
 from featcache.datasets import dataset_key, open_dataset
+from featcache.datasets.base import whole_dataset
 from featcache.datasets.sources.arrays import ArrayDataset
 from featcache.encoders import encoder_for, load_encoder
 from featcache.encoding.changes import check_source
@@ -206,7 +207,7 @@ def test_an_encoder_with_another_preparation_is_refused(tmp_path: Path) -> None:
     data = open_dataset(f"{saved(tmp_path / 'x32', 3, side=32, n=6)},prepared=central-crop", "test")
     with pytest.raises(EncoderError, match=r"x32/test is already prepared by central-crop.*--preprocess central-crop"):
         made(data, load_encoder("tiny"))  # type: ignore[arg-type]
-    assert encoder_for(NumpyDataset(), NumpyEncoder()).prepares
+    assert encoder_for(whole_dataset(NumpyDataset()), NumpyEncoder()).prepares
 
 
 @pytest.mark.parametrize(

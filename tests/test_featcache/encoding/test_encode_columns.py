@@ -10,6 +10,7 @@ from fakes import NumpyDataset, NumpyEncoder
 from featcache import EncodeOptions, encode_dataset, list_stores
 from featcache.cli.main import main
 from featcache.datasets import SampleIndex
+from featcache.datasets.base import whole_dataset
 from featcache.errors import LabelsChangedError
 from featcache.store import ImageStore, open_image_store, verify
 from featcache.store.places import stat
@@ -104,7 +105,7 @@ def test_the_command_encodes_every_data_set_of_a_collection_and_shards(
 ) -> None:
     domains = [WithColumns(20 + n, f"pacs-{name}", region=["x"] * (20 + n)) for n, name in enumerate(("art", "photo"))]
     encoder = NumpyEncoder()
-    monkeypatch.setattr("featcache.cli.encode.open_datasets", lambda *_, **__: domains)
+    monkeypatch.setattr("featcache.cli.encode.open_datasets", lambda *_, **__: list(map(whole_dataset, domains)))
     monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
     command = ["encode", "collection:pacs:x", "--chunk-rows", "8", "--max-bad", "1", "--quiet", "--root", str(tmp_path)]
     assert main([*command, "--shard", "1/2"]) == 0
