@@ -51,14 +51,9 @@ def gram(x: Tensor) -> Tensor:
     return product(x.T, x)  # numpy sees that both are the same array, and computes one triangle
 
 
-_INTEGER_WORK = 2.5e8
-"""Multiplications of a piece from which compiled code for integers is worth loading."""
-
-
 def integer_sums_pay(x: Tensor) -> bool:
     """Whether `heads.solvers.ridge.integer_sums` is the faster way: float16 rows (n, D) on a CPU that has AMX."""
-    fits = len(x) <= 2**16 and len(x) * x.shape[1] ** 2 >= _INTEGER_WORK
-    return fits and x.dtype == torch.float16 and not on_gpu(x) and _has_int8()
+    return x.dtype == torch.float16 and not on_gpu(x) and len(x) <= 2**16 and _has_int8()
 
 
 @lru_cache(maxsize=1)

@@ -39,6 +39,10 @@ FOLD_PIECE_ROWS = 8 * PIECE_ROWS
 """Rows per piece on a CPU with several folds: adding up a Gram matrix of each costs little beside so many rows."""
 
 
+_MANY = 5e10
+"""Multiplications after which a pass is long enough to load compiled code for integers (0.4 s): 190,000 rows of 512."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Sums over rows with targets; see the module's table for the fields. `total` is the sum of the weights.
@@ -152,6 +156,15 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
     >>> [part.cross.tolist() for part in parts]
     [[[0.0, 1.0], [4.0, 5.0]], [[2.0, 3.0], [6.0, 7.0]]]
     """
+    totals: dict[int, Sums] = {}
+    rows = [0] * folds
+    by_integers = False
+
+    def checked() -> Blocks:
+        nonlocal by_integers
+        for block in _checked(blocks, dim, n_targets):
+            by_integers = sum(rows) * dim**2 >= _MANY
+            yield block
 
     def of_piece(
         features: Column, targets: Column, weights: Column | None = None, fold: Column | None = None
@@ -162,13 +175,11 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
         found = {}
         for k, rows in by_fold(None if fold is None else as_tensor(fold).to(X.device)):
             x = X if isinstance(rows, slice) else X.index_select(0, rows)  # faster than X[rows]
-            found[k] = _sums(x, y[rows], None if w is None else w[rows], n_targets), len(x)
+            found[k] = _sums(x, y[rows], None if w is None else w[rows], n_targets, by_integers), len(x)
         return found
 
-    totals: dict[int, Sums] = {}
-    rows = [0] * folds
     piece_rows = 2 * PIECE_ROWS if folds == 1 else FOLD_PIECE_ROWS
-    for piece in map_pieces(_checked(blocks, dim, n_targets), of_piece, rows=piece_rows, width=dim + n_targets):
+    for piece in map_pieces(checked(), of_piece, rows=piece_rows, width=dim + n_targets):
         for k, (sums, count) in piece.items():
             rows[k] += count
             if k not in totals:
@@ -180,9 +191,9 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
     return [_moments(totals[k], rows[k], n_targets) if k in totals else zeros for k in range(folds)]
 
 
-def _sums(x: Tensor, y: Tensor, weights: Tensor | None, n_targets: int) -> Sums:
-    """Sums of a piece of rows x (n, D)."""
-    if y.ndim == 1 and weights is None and integer_sums_pay(x):
+def _sums(x: Tensor, y: Tensor, weights: Tensor | None, n_targets: int, by_integers: bool) -> Sums:
+    """Sums of a piece of rows x (n, D), float16 ones by integer products where those pay."""
+    if by_integers and y.ndim == 1 and weights is None and integer_sums_pay(x):
         from heads.solvers.ridge.integer_sums import gram_and_class_sums  # loads numba
 
         exact = gram_and_class_sums(x, y.long(), n_targets)

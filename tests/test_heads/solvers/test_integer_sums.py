@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from heads.solvers import primitives
+from heads.solvers.ridge import moments
 from heads.solvers.ridge.integer_sums import gram_and_class_sums
 from heads.solvers.ridge.moments import Moments
 
@@ -17,7 +18,7 @@ Labels = NDArray[np.int64]
 @pytest.fixture(autouse=True)
 def on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows, and machines without integer matrix units, whose products are exact, but slow."""
-    monkeypatch.setattr(primitives, "_INTEGER_WORK", 0)
+    monkeypatch.setattr(moments, "_MANY", 0)
     if not primitives._has_int8():
         monkeypatch.setattr(primitives, "_has_int8", lambda: True)
         monkeypatch.setattr(torch, "_int_mm", lambda a, b: a.int() @ b.int())
@@ -77,12 +78,10 @@ def test_leaves_rows_that_are_large_everywhere_to_float64():
     assert sums(*drawn(100, 16, 1.0)) is None
 
 
-def test_serves_float16_rows_alone(monkeypatch):
+def test_serves_float16_rows_alone():
     X, _ = drawn(100, 16, 0.05)
     assert primitives.integer_sums_pay(torch.from_numpy(X))
     assert not primitives.integer_sums_pay(torch.from_numpy(X).float())
-    monkeypatch.setattr(primitives, "_INTEGER_WORK", 100 * 16**2 + 1)
-    assert not primitives.integer_sums_pay(torch.from_numpy(X))
 
 
 def test_moments_of_float16_rows_are_those_of_the_same_rows_in_float64(monkeypatch):
@@ -93,6 +92,16 @@ def test_moments_of_float16_rows_are_those_of_the_same_rows_in_float64(monkeypat
     np.testing.assert_allclose(found.xtx, plain.xtx, rtol=1e-13, atol=1e-13 * plain.xtx.max())
     np.testing.assert_allclose(found.cross, plain.cross, rtol=1e-13, atol=1e-15)
     assert (found.counts.tolist(), found.rows) == (plain.counts.tolist(), plain.rows)
+
+
+def test_a_pass_takes_integer_products_once_it_is_long(monkeypatch):
+    X, y = drawn(300, 16, 0.05)
+    taken = []
+    pays = moments.integer_sums_pay
+    monkeypatch.setattr(moments, "integer_sums_pay", lambda x: taken.append(len(x)) or pays(x))
+    monkeypatch.setattr(moments, "_MANY", 150 * 16**2)
+    Moments.from_blocks([(X[k : k + 100], y[k : k + 100]) for k in (0, 100, 200)], dim=16, n_targets=4)
+    assert sum(taken) == 100  # the last block
 
 
 def test_rows_that_are_views_of_others_give_the_same_sums():
