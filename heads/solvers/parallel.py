@@ -6,6 +6,8 @@ product waits for its slowest thread (measured on a busy machine: twice as fast)
 depend on the number of threads.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +77,13 @@ def one_blas_thread() -> Iterator[int]:
 
 
 @contextmanager
+def all_blas_threads() -> Iterator[None]:
+    """Inside `one_blas_thread`: give BLAS back the threads it was allowed outside, for one large decomposition."""
+    with _thread_pools(len(sys.modules)).limit(limits=_allowed[0] if _allowed else None, user_api="blas"):
+        yield
+
+
+@contextmanager
 def one_torch_thread() -> Iterator[int]:
     """Limit torch to one thread; yields the number of threads it was allowed before."""
     threads = torch.get_num_threads()
@@ -123,6 +132,8 @@ def map_pieces(
     rows : rows per piece on a CPU
     width : numbers per row in the widest array that `function` makes; determines the size of a piece on a GPU
 
+    Examples
+    --------
     >>> import numpy as np
     >>> X, y = np.arange(10_000.0).reshape(-1, 1), np.zeros(10_000, int)
     >>> list(map_pieces([(X, y)], lambda x, _: len(x)))
@@ -147,6 +158,8 @@ def cut(block: Block, rows: int) -> Iterator[Block]:
 def side_by_side(n: int, size: int, function: Callable[[slice], Result], threads: int = 1) -> Iterator[Result]:
     """`function` of consecutive slices of ``range(n)``, `size` long, in order, `threads` at once.
 
+    Examples
+    --------
     >>> list(side_by_side(5, 2, lambda piece: piece.stop - piece.start, threads=2))
     [2, 2, 1]
     """

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from heads.solvers.parallel import (
+    all_blas_threads,
     denormals_as_zero,
     map_pieces,
     one_blas_thread,
@@ -23,6 +24,9 @@ def test_nested_limits_remember_the_threads_allowed_outside() -> None:
     with threadpool_limits(2, "blas"):
         with one_blas_thread(), one_blas_thread() as threads:
             assert threads == 2
+            assert blas_threads() == {1}
+            with all_blas_threads():
+                assert blas_threads() == {2}
             assert blas_threads() == {1}
         assert blas_threads() == {2}
 
