@@ -139,11 +139,7 @@ def _detail(head: LogitHead, store: FeatureTable, name: str, subset: Subset, cal
     (job,) = jobs_for([head], store, subset)
     classnames = job.head.classnames
     tally, labels, predicted = _predicted(job, store)
-    pairs, why = _pairs(labels, predicted, store)
-    confusions = tuple(
-        Confusion(name, classnames[label], classnames[guess], n, int(tally.class_rows[label]), pictures)
-        for label, guess, n, pictures in pairs
-    )
+    confusions, why = _confusions(name, classnames, labels, predicted, store)
     before, after = _reliability(tally), None
     if calibrated is not None:
         after = _reliability(_predicted(jobs_for([calibrated], store, subset)[0], store)[0])
@@ -170,13 +166,13 @@ def _reliability(tally: Tally) -> Reliability:
     return Reliability(tuple((float(c), float(h), int(n)) for c, h, n in bins), result["ece"], result["nll"])
 
 
-def _pairs(
-    labels: Integers, predicted: Integers, store: FeatureTable
-) -> tuple[list[tuple[int, int, int, tuple[str, ...]]], str]:
-    """Label, predicted class, rows and pictures of the most frequent confusions; why pictures are missing."""
+def _confusions(
+    name: str, classnames: Sequence[str], labels: Integers, predicted: Integers, store: FeatureTable
+) -> tuple[tuple[Confusion, ...], str]:
+    """The most frequent confusions, and why they have no pictures."""
     wrong = np.flatnonzero(labels != predicted)
     if not len(wrong):
-        return [], ""
+        return (), ""
     places = np.stack([labels[wrong], predicted[wrong]], 1)
     pairs, counts = np.unique(places, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:MOST_CONFUSIONS]
@@ -187,10 +183,11 @@ def _pairs(
         label, guess = (int(c) for c in pairs[place])
         of_pair = rows[(places == pairs[place]).all(1)][:MOST_PICTURES]
         pictures = () if dataset is None else tuple(_pictures(dataset, store, of_pair.tolist()))
-        found.append((label, guess, int(counts[place]), pictures))
-    if dataset is not None and not any(pictures for *_, pictures in found):
+        n, of = int(counts[place]), int((labels == label).sum())
+        found.append(Confusion(name, classnames[label], classnames[guess], n, of, pictures))
+    if dataset is not None and not any(one.pictures for one in found):
         why = CHANGED
-    return found, why
+    return tuple(found), why
 
 
 def _source_of(store: FeatureTable) -> tuple[Dataset | None, str]:

@@ -23,13 +23,8 @@ class AdamW(TrainedProbes):
 
     Parameters
     ----------
-    lr
-        Peak learning rate, or several, of which the best on the selection split, or else on a held-out fifth of the
-        training rows, is chosen. All are trained in one pass (`heads.estimators.logistic.probes`).
-    weight_decay : decoupled, times the learning rate; several are combined with every learning rate
-    epochs : passes over the rows; None for at least 10 passes and at least 300 updates
     warmup : updates of linear warm-up; None for 500 as in WiSE-FT, but at most a tenth of the run
-    batch_size, label_smoothing, prior, seed, metric, standardise
+    lr, weight_decay, epochs, batch_size, label_smoothing, prior, seed, metric, standardise
         See `heads.estimators.logistic.probes.TrainedProbes`, also for the attributes.
 
     References

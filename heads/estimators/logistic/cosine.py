@@ -26,21 +26,14 @@ class Cosine(TrainedProbes):
 
     Parameters
     ----------
-    lr
-        Peak learning rate, or several, of which the best on the selection split, or else on a held-out fifth of the
-        training rows, is chosen. All are trained in one pass (`heads.estimators.logistic.probes`).
-    weight_decay : decoupled, times the learning rate; several are combined with every learning rate
     prior : fitted linear head whose class vectors are the starting point instead of the class means
-    epochs, batch_size, warmup, label_smoothing, seed, metric, standardise
-        See `heads.estimators.logistic.probes.TrainedProbes`.
+    lr, weight_decay, epochs, batch_size, warmup, label_smoothing, seed, metric, standardise
+        See `heads.estimators.logistic.probes.TrainedProbes`, also for the other attributes.
 
     Attributes
     ----------
     coef_ : (C, D) float64, rows of length s (unless features are standardised)
     intercept_ : (C,) float64, zeros (unless features are standardised)
-    lr_, weight_decay_ : float
-    losses_ : (epochs,) float64
-    temperature_ : 1.0
 
     Notes
     -----

@@ -74,6 +74,10 @@ class TrainedProbes(_BatchOptions, Standardising, RowsClassifier, LinearClassifi
 
     Parameters
     ----------
+    lr
+        Peak learning rate, or several, of which the best on the selection split, or else on a held-out fifth of the
+        training rows, is chosen. All are trained in one pass.
+    weight_decay : decoupled, times the learning rate; several are combined with every learning rate
     epochs : passes over the rows; None for at least 10 passes and at least 300 updates
     batch_size : rows per update; the last batch of an epoch may be smaller
     warmup : updates of linear warm-up; None for 500, but at most a tenth of the run

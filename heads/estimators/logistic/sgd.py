@@ -27,14 +27,11 @@ class SGD(TrainedProbes):
 
     Parameters
     ----------
-    lr
-        Learning rate for batches of 256, or several, of which the best on the selection split, or else on a held-out
-        fifth of the training rows, is chosen. All are trained in one pass (`heads.estimators.logistic.probes`).
+    lr : learning rate for batches of 256, or several
     weight_decay : L2 coefficient added to the gradient; several are combined with every learning rate
     momentum : in [0, 1)
-    epochs : passes over the rows; None for at least 10 passes and at least 300 updates
-    batch_size, warmup, label_smoothing, prior, seed, metric, standardise
-        See `heads.estimators.logistic.probes.TrainedProbes`, also for the attributes.
+    epochs, batch_size, warmup, label_smoothing, prior, seed, metric, standardise
+        See `heads.estimators.logistic.probes.TrainedProbes`, also for the choice of `lr` and the attributes.
 
     References
     ----------

@@ -157,6 +157,7 @@ def test_settled_keeps_what_was_chosen_and_the_prior(images: Any, texts: Any) ->
     [
         (heads.KNN(), {}, "knn is not a linear head fitted on rows"),
         (ZeroShot(), {}, "zero_shot is not a linear head fitted on rows"),
+        (object(), {}, "object is not a linear head fitted on rows"),
         (Ridge(), {"metric": "accuracy"}, "unknown metric 'accuracy'"),
         (Ridge(), {"alphas": []}, "expected one finite number or more"),
         (Ridge(), {"alphas": [0.1, float("nan")]}, "expected one finite number or more"),
