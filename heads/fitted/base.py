@@ -1,7 +1,5 @@
 """`LogitHead`: the interface of a fitted head, linear or not, for evaluation, files and predictions."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
@@ -37,7 +35,7 @@ Number = TypeVar("Number", np.float32, np.float64)
 class Fitted(Protocol):
     """A fitted estimator."""
 
-    def frozen(self) -> LogitHead:
+    def frozen(self) -> "LogitHead":
         """The fitted head."""
 
 

@@ -4,11 +4,9 @@ A head fitted on images matches stores of their encoder; a zero-shot head matche
 with its text tower. For a head fitted on arrays only the shape is checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -106,7 +104,7 @@ class Provenance(Json):
         fitted: FeatureSource | None,
         chosen: FeatureSource | None = None,
         groups: ArrayLike | None = None,
-    ) -> Provenance:
+    ) -> Self:
         """Record of a fit on one source and a choice of hyper-parameters on another; None for arrays.
 
         `groups` are the groups of the valid rows, if the fit held them out as a whole.
@@ -124,7 +122,7 @@ class Provenance(Json):
         )
 
     @classmethod
-    def checked(cls, record: object, where: str) -> Provenance:
+    def checked(cls, record: object, where: str) -> Self:
         """A record read from a file; ValueError if a known key has the wrong type."""
         known = check_record(record, _KINDS, where)
         for key in ROLES:
@@ -143,24 +141,24 @@ class Provenance(Json):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return self.get(name) or _EMPTY.get(name, lambda: None)()
 
-    def but(self, **changes: object) -> Provenance:
+    def but(self, **changes: object) -> Self:
         """The record with some keys replaced."""
-        return Provenance(self, **changes)
+        return type(self)(self, **changes)
 
-    def with_params(self, **params: object) -> Provenance:
+    def with_params(self, **params: object) -> Self:
         """The record with parameters added or replaced."""
         return self.but(params={**self.params, **params})
 
-    def chosen(self, source: FeatureSource, **how: object) -> Provenance:
+    def chosen(self, source: FeatureSource, **how: object) -> Self:
         """The record of a head chosen on one more split."""
         record = split_id(source)
         return self.but(chosen_on=[*self.chosen_on, SplitRecord({**record, **how}, record.rows)])
 
-    def cooled(self, temperature: float) -> Provenance:
+    def cooled(self, temperature: float) -> Self:
         """The record of the head after dividing its logits by a temperature."""
         return self.with_params(temperature_after=float(temperature) * self.params.get("temperature_after", 1.0))
 
-    def begun_from(self, parent: Provenance) -> Provenance:
+    def begun_from(self, parent: Self) -> Self:
         """The record with the splits of `parent` added: its `fitted_on` last, its `chosen_on` first."""
         return self.but(
             fitted_on=merged(self.fitted_on, parent.fitted_on), chosen_on=merged(parent.chosen_on, self.chosen_on)

@@ -1,10 +1,8 @@
 """`Problem`: the checked input of every implementation of `linear_nll`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, TypedDict, Unpack
+from typing import Literal, Self, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -97,7 +95,7 @@ class Problem:
         kinds = {self.features.dtype, *(w.dtype for w in self.weights)}
         return torch.float64 if torch.float64 in kinds else torch.float32
 
-    def rows(self, start: int, stop: int) -> Problem:
+    def rows(self, start: int, stop: int) -> Self:
         """The same heads on some of the rows."""
         return replace(self, features=self.features[start:stop], labels=self.labels[start:stop])
 

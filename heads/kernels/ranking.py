@@ -7,10 +7,8 @@ Average precision is the sum over distinct scores, in descending order, of preci
 interpolation; rows with equal scores are taken together (``sklearn.metrics.average_precision_score``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +28,7 @@ class Ranked(NamedTuple):
     negatives: float
 
     @classmethod
-    def of(cls, scores: Scores, targets: Targets) -> Ranked:
+    def of(cls, scores: Scores, targets: Targets) -> Self:
         """Rank scores (n,) with targets (n,)."""
         known = targets >= 0
         values, labels = scores[known].astype(np.float64), targets[known].astype(np.float64)
@@ -99,7 +97,7 @@ class Decisions(NamedTuple):
     subset_accuracy: float
 
     @classmethod
-    def of(cls, scores: Scores, targets: Targets, thresholds: Float) -> Decisions:
+    def of(cls, scores: Scores, targets: Targets, thresholds: Float) -> Self:
         """Decide from scores (N, L) with targets (N, L); rows without known targets are not in the subset accuracy."""
         said, known = scores >= thresholds, targets >= 0
         true = targets == 1

@@ -4,12 +4,10 @@ Every implementation in `heads.kernels.IMPLS` returns a `Tally`, and so does the
 `heads.evaluation.metrics` describes the metrics.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -39,12 +37,12 @@ class RowStats(NamedTuple):
     brier: torch.Tensor
     predicted: torch.Tensor | None = None
 
-    @staticmethod
-    def stack(heads: Sequence[RowStats]) -> RowStats:
+    @classmethod
+    def stack(cls, heads: Sequence[Self]) -> Self:
         """Statistics of H heads, (H, n)."""
         nll, rank, confidence, brier = (torch.stack(column) for column in zip(*(h[:4] for h in heads), strict=True))
         predicted = [h.predicted for h in heads if h.predicted is not None]
-        return RowStats(nll, rank, confidence, brier, torch.stack(predicted) if predicted else None)
+        return cls(nll, rank, confidence, brier, torch.stack(predicted) if predicted else None)
 
 
 def row_stats(logits: torch.Tensor, labels: torch.Tensor, *, predicted: bool = False) -> RowStats:
@@ -117,7 +115,7 @@ class Tally:
     row_rank: NDArray[np.int64] | None = None
 
     @classmethod
-    def zeros(cls, n_heads: int, n_classes: int, *, n_bins: int = CALIBRATION_BINS, confusion: bool = False) -> Tally:
+    def zeros(cls, n_heads: int, n_classes: int, *, n_bins: int = CALIBRATION_BINS, confusion: bool = False) -> Self:
         """The tally of H heads over no rows."""
         none = torch.zeros(n_heads, 0)
         rows = RowStats(none, none.long(), none, none, none.long() if confusion else None)
@@ -132,7 +130,7 @@ class Tally:
         *,
         n_bins: int = CALIBRATION_BINS,
         per_sample: bool = False,
-    ) -> Tally:
+    ) -> Self:
         """The tally of statistics (H, n) of rows with labels (n,), on any device; with predictions also `confusion`.
 
         >>> logits, labels = torch.eye(2), torch.tensor([0, 1])
@@ -168,9 +166,9 @@ class Tally:
         )
 
     @classmethod
-    def joined(cls, tallies: Iterable[Tally]) -> Tally:
+    def joined(cls, tallies: Iterable[Self]) -> Self:
         """The tally of many blocks, in order; per-row values are kept if every block has them, and copied once."""
-        total: Tally | None = None
+        total: Self | None = None
         rows = []
         for tally in tallies:
             rows.append((tally.row_nll, tally.row_rank))
@@ -182,10 +180,10 @@ class Tally:
             total.row_nll, total.row_rank = np.concatenate(nll, axis=1), np.concatenate(rank, axis=1)
         return total
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally.joined([self, other])
+    def __add__(self, other: Self) -> Self:
+        return self.joined([self, other])
 
-    def _plus(self, other: Tally) -> Tally:
+    def _plus(self, other: Self) -> Self:
         """The sums and counts of both, without per-row values."""
         if self.class_hits.shape != other.class_hits.shape or self.bin_rows.shape != other.bin_rows.shape:
             raise HeadError(
@@ -193,7 +191,7 @@ class Tally:
                 f"{self.bin_rows.shape[1]} and {other.bin_rows.shape[1]} bins do not add up; evaluate the same heads"
             )
         mine, theirs = self.sums, other.sums
-        return Tally(**{name: mine[name] + theirs[name] for name in mine.keys() & theirs.keys()})
+        return type(self)(**{name: mine[name] + theirs[name] for name in mine.keys() & theirs.keys()})
 
     @property
     def n(self) -> int:

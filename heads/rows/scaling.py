@@ -1,10 +1,8 @@
 """Standardised features: mean and deviation of every column, as scikit-learn's `StandardScaler` has them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ class Scaling:
     deviation: Float
 
     @classmethod
-    def of(cls, blocks: Iterable[tuple[Array, ...]], dim: int, weights: Float | None = None) -> Scaling:
+    def of(cls, blocks: Iterable[tuple[Array, ...]], dim: int, weights: Float | None = None) -> Self:
         """Of blocks ``(X (..., D), ...)`` in one pass, in float64; with the weight (N,) of every row.
 
         Means and sums of squared deviations of blocks are combined as by Chan, Golub and LeVeque (1979), which loses

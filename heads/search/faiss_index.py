@@ -1,9 +1,7 @@
 """Nearest neighbours in faiss: the only file that imports it."""
 
-from __future__ import annotations
-
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,7 +43,7 @@ class FaissIndex:
         self.device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "cpu"
 
     @classmethod
-    def flat(cls, rows: ArrayLike, *, cosine: bool = False) -> FaissIndex:
+    def flat(cls, rows: ArrayLike, *, cosine: bool = False) -> Self:
         """All rows (N, D), exactly (IndexFlatIP); `cosine` divides similarities by both lengths.
 
         MissingExtraError without faiss.
@@ -56,7 +54,7 @@ class FaissIndex:
         return cls(index, cosine=cosine, on_gpus=True)
 
     @classmethod
-    def ivf(cls, rows: ArrayLike, *, cosine: bool = False, cells: int | None = None, probes: int = 16) -> FaissIndex:
+    def ivf(cls, rows: ArrayLike, *, cosine: bool = False, cells: int | None = None, probes: int = 16) -> Self:
         """Cells around k-means centres (IndexIVFFlat); a search looks into the nearest `probes` of them.
 
         MissingExtraError without faiss. HeadError if there are more cells than rows.
@@ -81,7 +79,7 @@ class FaissIndex:
         return cls(index, cosine=cosine, on_gpus=index.nprobe <= _GPU_DEPTH)
 
     @classmethod
-    def hnsw(cls, rows: ArrayLike, *, cosine: bool = False, probes: int = 64) -> FaissIndex:
+    def hnsw(cls, rows: ArrayLike, *, cosine: bool = False, probes: int = 64) -> Self:
         """A layered graph that links each row to 32 near ones (IndexHNSWFlat), along which a search walks.
 
         MissingExtraError without faiss. HeadError for probes below 1.

@@ -1,11 +1,9 @@
 """Base classes of multi-label heads, and the choice of thresholds and hyper-parameters on held-out rows."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +121,7 @@ class HeldOut:
     targets: Targets
 
     @classmethod
-    def on_split(cls, heads: Sequence[tuple[Float, Float]], rows: MultiLabelSamples) -> HeldOut:
+    def on_split(cls, heads: Sequence[tuple[Float, Float]], rows: MultiLabelSamples) -> Self:
         """Logits of (weights, intercepts) on a validation split; HeadError for rows with NaN, or an empty split."""
         parts, targets = [], []
         for features, found in finite_blocks(rows.blocks, SELECTION_ROWS):

@@ -6,8 +6,6 @@ centred in place, and blocks of a stream as they are read. Rows on a GPU are nei
 objective moves their mean into the other factor of each product.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -45,9 +43,9 @@ class Block(NamedTuple):
     y: Tensor
     weights: Tensor | None = None
 
-    def piece(self, rows: slice) -> Block:
+    def piece(self, rows: slice) -> Self:
         """Some of the rows."""
-        return Block(self.X[rows], self.y[rows], None if self.weights is None else self.weights[rows])
+        return type(self)(self.X[rows], self.y[rows], None if self.weights is None else self.weights[rows])
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class RowSource:
     largest_weight: float = 1.0
 
     @classmethod
-    def in_memory(cls, X: Tensor, y: Tensor, weights: Tensor | None = None) -> RowSource:
+    def in_memory(cls, X: Tensor, y: Tensor, weights: Tensor | None = None) -> Self:
         """All rows in one block, used as they are."""
         block = Block(X, y, weights)
         return cls(lambda precision: iter([block]), len(X), block, precision=Precision(X.dtype), keep_logits=True)
