@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from featcache.datasets.base import Dataset, SampleIndex
+from featcache.datasets.base import Dataset, SampleIndex, whole_dataset
 from ft.distributed import Place
 from ft.training.data import training_batches
 from ft.training.loop import FinetuneResult, finetune
@@ -53,7 +53,7 @@ def train(out: Path, model: str, dataset: Dataset | None = None, **changes: Any)
 
 
 def start(model: str, dataset: Dataset | None = None, **changes: Any) -> Run:
-    return prepare(dataset or Pictures(), None, model, None, options(**changes), HERE, None)
+    return prepare(whole_dataset(dataset or Pictures()), None, model, None, options(**changes), HERE, None)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
