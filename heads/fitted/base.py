@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol, Self, TypedDict, TypeVar, Unpack, cast, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
@@ -122,7 +123,7 @@ class LogitHead(ABC):
             "sklearn.frozen.FrozenEstimator for tools that call fit"
         )
 
-    def to_torch(self) -> Any:
+    def to_torch(self) -> torch.nn.Linear:
         """The head as a torch layer; HeadError for heads that are not linear."""
         return self.linear().to_torch()
 

@@ -1,12 +1,11 @@
 """`LinearHead`: class weights and biases whose outputs are logits, with their provenance."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import ClassVar, Self, cast
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
@@ -14,9 +13,6 @@ from heads.fitted.base import LogitHead, as_head, decisions
 from heads.fitted.provenance import Provenance
 from heads.rows.class_lists import class_difference
 from heads.rows.samples import Array, Features, Float32, Rows
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +49,7 @@ class LinearHead(LogitHead):
     name: str = "linear"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
     alpha: float | None = None
-    parents: tuple[LinearHead, LinearHead] | None = field(default=None, repr=False)
+    parents: "tuple[LinearHead, LinearHead] | None" = field(default=None, repr=False)
     absent: tuple[int, ...] = ()
     classes: Array | None = field(default=None, repr=False)
 
@@ -141,8 +137,6 @@ class LinearHead(LogitHead):
 
 def linear_layer(weights: Float32, bias: Float32) -> torch.nn.Linear:
     """A layer (D to C) on the CPU with copies of weights (C, D) and bias (C,)."""
-    import torch
-
     layer = torch.nn.Linear(*weights.shape[::-1])
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weights))

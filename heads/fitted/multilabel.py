@@ -1,12 +1,11 @@
 """`MultiLabelHead`: class weights and biases with an independent sigmoid and threshold per class."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, Unpack
+from typing import Any, ClassVar, NoReturn, Self, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
@@ -17,9 +16,6 @@ from heads.fitted.provenance import Json, Provenance
 from heads.kernels.ranking import Decisions
 from heads.rows.multilabel import TargetsLike, as_multilabel
 from heads.rows.samples import Float, Float32, Rows, to_numpy
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,7 +118,7 @@ class MultiLabelHead(LogitHead):
         divisor = np.float32(temperature)  # thresholds are divided too, so that predictions stay the same
         return {"weights": self.weights / divisor, "bias": self.bias / divisor, "thresholds": self.cuts / temperature}
 
-    def with_thresholds(self, thresholds: ArrayLike) -> MultiLabelHead:
+    def with_thresholds(self, thresholds: ArrayLike) -> Self:
         """The same head with other thresholds (L,), in logits."""
         return replace(self, thresholds=np.asarray(thresholds, np.float64))
 
