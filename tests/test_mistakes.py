@@ -242,7 +242,7 @@ finetune digits --out run --steps 1 --val digits:nosuch | no split 'nosuch'; exp
 finetune digits --out run --steps 1 --split nosuch | no split 'nosuch'
 finetune digits --out run --steps 1 --betas 0.9 | --betas: expected 2 arguments
 finetune digits --out run --steps 1 --label-smoothing 1.5 | label_smoothing is 1.5; a number from 0 to below 1
-wise tiny missing.pt --out merged | missing.pt: no open_clip_config.json; give a model folder
+wise tiny missing.pt --out merged | missing.pt: no such file or folder; give a model folder
 wise tiny tiny | required: -o/--output/--out
 wise tiny --out merged | required: FINE_TUNED
 wise tiny tiny --out merged --alpha half | invalid float value: 'half'

@@ -165,8 +165,9 @@ def model_folder(name: str | Path) -> Path:
     text = str(name).removeprefix("local-dir:")
     folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
     if not (folder / CONFIG).is_file():
+        lacks = f"no {CONFIG}" if folder.exists() else "no such file or folder"
         raise EncoderError(
-            f"{folder}: no {CONFIG}; give a model folder (open_clip's local-dir:), or `tiny`{_last_instead(folder)}"
+            f"{folder}: {lacks}; give a model folder (open_clip's local-dir:), or `tiny`{_last_instead(folder)}"
         )
     return folder
 

@@ -91,8 +91,12 @@ def _rows(found: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
 
 
 def _chosen(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
+    """The rows of the chosen heads that have a figure on one of the chosen data sets."""
     from heads.report.rows import label_of, name_of
 
+    if args.on:
+        keys = tuple(f"{name}:" for name in (*args.on, args.reference) if name)
+        rows = [row for row in rows if any(key.startswith(keys) for key in row)] or rows  # of none, an error says so
     if not args.heads:
         return list(rows)
     kept = [row for row in rows if any(label_of(row).startswith(name) for name in args.heads)]

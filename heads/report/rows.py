@@ -118,13 +118,13 @@ def choice_text(entry: Row) -> str:
     """The value of the chosen head on the selection split, in the unit of the metric, and the number of ties.
 
     >>> choice_text({"metric": "top1", "value": 1.0, "candidates": 11, "tied": 3})
-    'top1 100.0 % there, best of 11; 3 tied, the one of the lowest NLL was taken'
+    'top1 100.0 % there, best of 11; 3 tied, and the lowest NLL decided'
     >>> choice_text({"metric": "nll", "value": 0.25, "candidates": 2})
     'nll 0.250 nats there, best of 2'
     """
     metric = metric_of(entry["metric"])
     unit = f" {metric.unit}" if metric.unit in ("%", "nats") else ""
-    tied = f"; {entry['tied']} tied, the one of the lowest NLL was taken" if entry.get("tied", 1) > 1 else ""
+    tied = f"; {entry['tied']} tied, and the lowest NLL decided" if entry.get("tied", 1) > 1 else ""
     return f"{entry['metric']} {format_value(entry['value'], metric)}{unit} there, best of {entry['candidates']}{tied}"
 
 

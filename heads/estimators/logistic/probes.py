@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import Count, Fraction, Range, Whole
+from featcache.progress import counted
 from heads.estimators.base import LinearClassifier, Loss, RowsClassifier, criterion
 from heads.estimators.few_shot.base import held_out_masks
 from heads.estimators.standardise import Standardising
@@ -205,7 +206,7 @@ class TrainedProbes(_BatchOptions, Standardising, RowsClassifier, LinearClassifi
         optimiser = self._optimiser(groups)
         losses = torch.zeros(total, len(probes), device=features.device)
         steepest = torch.zeros(len(probes), device=features.device)
-        self.progress.start(f"{self.name}, {len(probes)} probes", epochs * len(labels), 0)
+        self.progress.start(f"{self.name}, {counted(len(probes), 'probe')}", epochs * len(labels), 0)
         for step, picked in enumerate(self._batches(len(labels), epochs)):
             batch = torch.from_numpy(picked).to(features.device)
             weights, bias = zip(*map(self._linear, probes), strict=True)
