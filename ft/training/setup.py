@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from ft.training.model import Frozen, Trainable
 from ft.training.optim import make_optimizer, rates
 from ft.training.options import FinetuneOptions
 from ft.training.step import FROZEN, Stepper
-from heads import HEADS, LinearClassifier, LinearHead, ZeroShot
+from heads import HEADS, LinearClassifier, LinearHead, ResidentStore, ZeroShot
 from heads.fitted.provenance import SplitRecord
 
 UNTRACKED = ("workers", "log_every", "tensorboard", "prior", "eval_start", "keep_every")
@@ -287,13 +286,14 @@ class RunSetting:
             )
         head = load_head(self.options.head, self.dataset.index.classnames, lambda: self.logit_scale)
         # check it as if against the store of the training split, which may not exist
-        store = SimpleNamespace(
+        store = ResidentStore(
+            torch.zeros(0, self.encoder.dim),
+            np.zeros(0, np.int64),
+            self.dataset.index.classnames,
             name=f"{self.dataset.name}/{self.dataset.split}",
             encoder_key=encoder_key(self.encoder),
             encoder_name=self.encoder.name,
-            text_digests=[self.encoder.text_digest],
-            dim=self.encoder.dim,
-            classnames=self.dataset.index.classnames,
+            text_digests=(self.encoder.text_digest,),
         )
         head.check(store)
         return head
