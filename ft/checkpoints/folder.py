@@ -212,7 +212,7 @@ def check_targets(folders: Iterable[Path], overwrite: bool) -> None:
         check_folder(folder)
         existing += [str(folder)] if folder.exists() and not overwrite else []
     if existing:
-        raise EncoderError(f"{', '.join(existing)}: there already; name another folder, or replace it (--overwrite)")
+        raise EncoderError(f"{', '.join(existing)}: already exists; name another folder, or replace it (--overwrite)")
 
 
 def write_model_folder(

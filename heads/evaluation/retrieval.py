@@ -54,7 +54,7 @@ def retrieval_ranks(images: Values, captions: Values, owners: Values) -> tuple[I
     rows = to_numpy(owners)
     if X.shape[1] != T.shape[1] or rows.shape != (len(T),) or rows.dtype.kind not in "iu":
         raise HeadError(
-            f"images {tuple(X.shape)}, captions {tuple(T.shape)} and owners {rows.dtype} {rows.shape} do not fit; "
+            f"images {tuple(X.shape)}, captions {tuple(T.shape)} and owners {rows.dtype} {rows.shape} do not match; "
             "expected (N, D), (M, D) and (M,) row indices"
         )
     if not 0 <= rows.min() <= rows.max() < len(X):

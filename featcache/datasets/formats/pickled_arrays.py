@@ -185,7 +185,7 @@ def _build(value: object, state: object) -> None:
         case _Array() as array, (_, tuple(), _Type(code="O8"), _, list(items)):
             array.value = items
         case _:
-            raise ValueError("a state of something else than an array")
+            raise ValueError("a state of something other than an array")
 
 
 def _filled(content: bytes, kind: _Type, shape: tuple[int, ...], *, fortran: bool) -> npt.NDArray[np.generic]:

@@ -95,7 +95,7 @@ def parse_json_lines(lines: Sequence[str], source: str, nested: Collection[str] 
             cells.append(value)
         count += 1
     if not count:
-        raise DatasetError(f"{source}: empty; expected one JSON object a line")
+        raise DatasetError(f"{source}: empty; expected one JSON object per line")
     return _plain({name: cells + [None] * (count - len(cells)) for name, cells in columns.items()}, source, nested)
 
 
@@ -111,7 +111,7 @@ def _json_object(line: str, where: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise DatasetError(f'{where}: not a JSON object ({error}); expected {{"path": ..., ...}}') from error
     if not isinstance(found, dict):
-        raise DatasetError(f"{where}: got {type(found).__name__}; expected one JSON object a line")
+        raise DatasetError(f"{where}: got {type(found).__name__}; expected one JSON object per line")
     return found
 
 

@@ -45,7 +45,7 @@ def test_frames_labels_and_sets(folder: Path) -> None:
         ("metadata/labels.json", "[", "cannot be read as JSON"),
         ("metadata/pmsets.json", '{"a": 1}', "expected a JSON object of lists"),
         ("metadata/pmsets.json", '{"../x.jpg": []}', "restore metadata/labels.json"),
-        ("misc/rev_wnid_map.json", '{"x": ["n0"], "y": []}', "do not fit together"),
+        ("misc/rev_wnid_map.json", '{"x": ["n0"], "y": []}', "do not match"),
     ],
 )
 def test_malformed_files(folder: Path, file: str, content: str, message: str) -> None:

@@ -91,7 +91,7 @@ def test_classes_without_a_counterpart_map_to_none(folder: Path) -> None:
         ("anchor_labels.json", '{"annotations": [{"key": "x"}], "labels": []}', "not a file of annotations"),
         ("anchor_labels.json", '{"annotations": [{"key": "c_20/7.jpg", "labels": [0]}], "labels": ["good"]}', "NUMBER"),
         ("ytbb_robustness_test_anchors_full.csv", "ytid,time_ms,label\nc,20,x\n", "no label of a video"),
-        ("ytbb_class_index.json", '{"1": "bird"}', "do not fit together"),
+        ("ytbb_class_index.json", '{"1": "bird"}', "do not match"),
         ("rev_class_idx_map.json", '{"0": 981}', "expected a JSON object of lists"),
         ("pmk_labels.json", "[", "cannot be read as JSON"),
     ],

@@ -62,7 +62,7 @@ def test_a_merged_model_is_a_folder_that_loads_with_its_record(
     assert record["method"] == "ties"
     assert record["settings"] == {"keep": 0.5}
     assert [entry["file"].partition("/")[0] for entry in record["models"]] == ["m1", "m2"]
-    with pytest.raises(EncoderError, match="there already"):
+    with pytest.raises(EncoderError, match="already exists"):
         ft.merge("ties", models[1:], out, base=models[0])
 
 

@@ -104,7 +104,7 @@ def test_refuses_extrapolation_with_fisher_before_writing(folders: tuple[Path, P
 
 def test_refuses_existing_folders_before_writing(folders: tuple[Path, Path], tmp_path: Path) -> None:
     wise(*folders, [0.5], tmp_path / "out")
-    with pytest.raises(EncoderError, match=r"alpha=0\.500: there already"):
+    with pytest.raises(EncoderError, match=r"alpha=0\.500: already exists"):
         wise(*folders, [0.25, 0.5], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["alpha=0.500"]
     wise(*folders, [0.25, 0.5], tmp_path / "out", overwrite=True)

@@ -217,7 +217,7 @@ def test_refusals(tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(HeadError, match="unknown metric"):
         sweep("tiny", tuned, [0.0], out, val, WiseOptions(metric="luck"))
     (out / "best").mkdir(parents=True)
-    with pytest.raises(EncoderError, match="there already"):
+    with pytest.raises(EncoderError, match="already exists"):
         sweep("tiny", tuned, ALPHAS, out, val)
 
 

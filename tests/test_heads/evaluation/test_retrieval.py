@@ -67,8 +67,8 @@ def test_a_constant_model_retrieves_the_first_captions() -> None:
 @pytest.mark.parametrize(
     ("images", "captions", "owners", "message"),
     [
-        (np.eye(3), np.eye(2), [0, 1], "do not fit"),
-        (np.eye(3), np.eye(3), [0, 1], "do not fit"),
+        (np.eye(3), np.eye(2), [0, 1], "do not match"),
+        (np.eye(3), np.eye(3), [0, 1], "do not match"),
         (np.eye(3), np.eye(3), [0.0, 1.0, 2.0], "row indices"),
         (np.eye(3), np.eye(3), [0, 1, 3], r"\[0, 3\], expected rows 0 to 2"),
         (np.array([[np.nan, 0]]), np.eye(2), [0, 0], r"images hold NaN or infinity, for instance in rows \[0\]"),

@@ -69,4 +69,4 @@ def vid_classes(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], .
         names = tuple(str(name) for _, name in rows)
         return names, tuple(tuple(place[str(wnid)] for wnid in parts[str(own)]) for own, _ in rows)
     except (KeyError, ValueError) as error:
-        raise DatasetError(f"{folder}/misc: the class files do not fit together ({error}); restore them") from error
+        raise DatasetError(f"{folder}/misc: the class files do not match ({error}); restore them") from error

@@ -93,7 +93,7 @@ def ytbb_classes(notes: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], .
         kept = {number: names[str(number)] for number in range(len(names)) if names[str(number)] != NONE}
         return tuple(kept.values()), tuple(tuple(map(int, groups.get(str(number), ()))) for number in kept)
     except (KeyError, ValueError, TypeError) as error:
-        raise DatasetError(f"{notes}: {CLASSES} and {GROUPS} do not fit together ({error}); restore them") from error
+        raise DatasetError(f"{notes}: {CLASSES} and {GROUPS} do not match ({error}); restore them") from error
 
 
 def _frame_sets(notes: Path, good: Annotations) -> dict[str, list[str]]:
