@@ -21,7 +21,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from benchmarks.bench_verify import write
 from benchmarks.common import at_most, benchmark_parser, interleaved, median, report
-from featcache import open_store
+from featcache.store import open_image_store
 from heads import Ridge, evaluate, resident
 from heads.estimators.ridge.choice import ALPHAS
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             timers[f"Ridge().fit, C={classes}"] = lambda X=X, y=y: Ridge().fit(X, y)  # type: ignore[misc]
             timers[f"RidgeCV.fit, C={classes}"] = lambda X=X, Y=wide: RidgeCV(ALPHAS).fit(X, Y)  # type: ignore[misc]
             timers[f"eigh alone, C={classes}"] = lambda gram=gram: np.linalg.eigh(gram)  # type: ignore[misc]
-        store = open_store(write(Path(folder), args.rows // 2, args.dim, args.classes[0]))
+        store = open_image_store(write(Path(folder), args.rows // 2, args.dim, args.classes[0]))
         fitted, table = Ridge().fit(store).linear(), resident(store)
         weights, bias = fitted.weights, fitted.bias
         features, labels = store.numpy(np.float32)

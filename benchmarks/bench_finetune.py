@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def timers(run: Run, folder: Path) -> dict[str, Callable[[], object]]:
 
         return timed
 
-    found = {name: synced(lambda stepper=stepper: stepper.update(batch, rate)) for name, stepper in steppers.items()}
+    found = {name: synced(partial(stepper.update, batch, rate)) for name, stepper in steppers.items()}
     found["frozen"] = synced(lambda: tower.features(batch.rows, 0, batch.images))
     found["input pipeline"] = pipeline
     order = ("plain", "frozen", "exact", "stored v0", "bank", "random", "input pipeline")

@@ -182,7 +182,10 @@ def agreement(inputs: Inputs) -> float:
     kw: dict[str, Any] = {"logit_scale": SCALE, "per_sample": True}
     X, W, y = inputs.X[:500], inputs.W[:2], inputs.y[:500]
     truth = linear_nll(X.double(), W, y, impl="reference", **kw).row_nll
-    return float(np.abs(linear_nll(X, W, y, **kw).row_nll - truth).max())
+    found = linear_nll(X, W, y, **kw).row_nll
+    assert found is not None
+    assert truth is not None
+    return float(np.abs(found - truth).max())
 
 
 def judge(name: str, seconds: dict[str, list[float]], bars: list[dict[str, Any]]) -> None:

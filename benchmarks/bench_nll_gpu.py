@@ -221,6 +221,8 @@ class Bench:
         for name in ("cuda", "triton") if self.device.type == "cuda" else ("auto",):
             if name not in self.left_out:
                 found = linear_nll(X, W, y, logit_scale=SCALE, impl=name, per_sample=True)
+                assert found.row_nll is not None
+                assert truth.row_nll is not None
                 self.notes[f"{name}: largest error of a row's NLL"] = float(np.abs(found.row_nll - truth.row_nll).max())
 
     def bar(self, name: str, value: float, bar: float, *, below: bool = False) -> None:

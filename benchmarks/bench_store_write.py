@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def featcache_writer(chunk_rows: int, synced: bool, finished: bool = False, one_
         spec = ArraySpec("features", "<f2", rows.shape, chunk_rows, float("nan"))
         before, atomic.synced = atomic.synced, synced
         try:
-            identity = {"encoder": {}, "dataset": {}}
+            identity: dict[str, Any] = {"encoder": {}, "dataset": {}}
             writer = StoreWriter(path, "bench", "a/b", identity, {"features": spec}, {}, {}, verb="bench")
 
             def values_of(chunk: int) -> dict[str, Rows]:
@@ -146,7 +147,7 @@ def readers(folder: Path, rows: Rows, chunk_rows: int) -> dict[str, Read]:
         "npy-mmap": fill(lambda start, stop: npy[start:stop]),
         "featcache": lambda start, stop, out: mapped.read(start, stop, out.numpy()),
         "safetensors": lambda start, stop, out: out.copy_(tensors[start:stop]),
-        "zarr-python": fill(lambda start, stop: plain[start:stop]),
+        "zarr-python": fill(lambda start, stop: np.asarray(plain[start:stop])),
         "tensorstore": fill(lambda start, stop: stored[start:stop].read().result()),
     }
 

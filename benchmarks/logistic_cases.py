@@ -46,7 +46,8 @@ def drawn(sizes: dict[str, int], folder: Path, spread: float) -> Data:
             X = np.concatenate([file["val_features"], file["test_features"]]).astype(np.float64)
             y = np.concatenate([file["val_labels"], file["test_labels"]])
     else:
-        X, y = draw_clip_like(max(20 * dim, 40 * n_classes), dim, n_classes)
+        half, y = draw_clip_like(max(20 * dim, 40 * n_classes), dim, n_classes)
+        X = half.astype(np.float64)
     means = np.stack([X[y == c].mean(axis=0, dtype=np.float64) for c in range(n_classes)])
     rest = X[y < n_classes] - means[y[y < n_classes]]
     values, vectors = np.linalg.eigh(rest.T @ rest / len(rest))

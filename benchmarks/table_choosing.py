@@ -154,8 +154,8 @@ def page(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
         if "against zero-shot" in row:
             value, low, high = (100 * v for v in row["against zero-shot"]["top1"])
             against = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-        figures = f"{100 * row['top1']:.1f}", f"{row['nll']:.3f}", against, f"{row['cpu_s']:.1f}"
-        found.append([row["data"], row["head"], row["chosen on"], *figures])
+        found.append([row["data"], row["head"], row["chosen on"], f"{100 * row['top1']:.1f}", f"{row['nll']:.3f}"])
+        found[-1] += (against, f"{row['cpu_s']:.1f}")
     head = ["data", "head", "chosen on", "accuracy, %", "NLL", "accuracy against zero-shot", "CPU, s"]
     parts = [
         "# Ways of choosing, on real CLIP features",

@@ -33,6 +33,7 @@ from ft.merging.merge import needs_of
 from ft.merging.moments import layer_moments, write_moments
 from ft.merging.sweep import WiseOptions, sweep
 from ft.training.loop import finetune
+from heads.fitted.linear import as_linear
 
 TEMPLATES = "digits"
 TESTS = ["digits", *(f"digits:{domain}" for domain in DOMAINS if domain != "clean")]
@@ -110,8 +111,10 @@ class Table:
     def __init__(self, work: Path, epochs: int, tiny: bool) -> None:
         self.work, self.root = work, work / "cache"
         self.length = {"steps": 2} if tiny else {"epochs": epochs}
-        self.lrs, self.alphas = (LRS[:1], [0.0, 0.5, 1.0]) if tiny else (LRS, ALPHAS)
-        self.methods, self.tests = (METHODS[1:2], [TESTS[0], TESTS[-1]]) if tiny else (METHODS, TESTS)
+        self.lrs = LRS[:1] if tiny else LRS
+        self.alphas = [0.0, 0.5, 1.0] if tiny else ALPHAS
+        self.methods = METHODS[1:2] if tiny else METHODS
+        self.tests = [TESTS[0], TESTS[-1]] if tiny else TESTS
         self.tiny = tiny
 
     def options(self, lr: float, method: Method, weight: float | None, seed: int) -> dict[str, Any]:
@@ -233,7 +236,7 @@ class Table:
         of_base = heads.load(folders[0] / "start_head.safetensors").linear()
         head = ft.merge_heads(
             merge.method,
-            [heads.load(folder / "best_head.safetensors").linear() for folder in folders],
+            [as_linear(heads.load(folder / "best_head.safetensors")) for folder in folders],
             load_open_clip(f"local-dir:{out}"),
             base=of_base if "base" in needs_of(merge.method) else None,
             moments=[ft.read_state(path) for path in files],

@@ -165,7 +165,7 @@ def zero_shot_head(folder: Path, train: ResidentStore) -> LinearHead:
     """The head of the class vectors in ``imagenet_fewshot.npz``."""
     with np.load(folder / "imagenet_fewshot.npz") as file:
         weights = LOGIT_SCALE * file["text_weights"].astype(np.float32)
-    identity = {"head": "zero_shot", "text_digest": "ViT-B-32/openai", "encoder_key": None, "fitted_on": []}
+    identity: Any = {"head": "zero_shot", "text_digest": "ViT-B-32/openai", "encoder_key": None, "fitted_on": []}
     return LinearHead(weights, np.zeros(len(weights)), train.classnames, name="zero_shot", provenance=identity)
 
 

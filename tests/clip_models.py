@@ -14,10 +14,15 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 16}
-PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bilinear", "resize_mode": "squash"}
+PREPROCESS: dict[str, Any] = {
+    "mean": [0.4, 0.5, 0.6],
+    "std": [0.2, 0.25, 0.3],
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
 
 
-def make_model(seed: int = 0, **changes: Any) -> torch.nn.Module:
+def make_model(seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     return open_clip.CLIP(**(CONFIG | changes))
 

@@ -173,7 +173,7 @@ def running_on(disk: Disk | None) -> Iterator[None]:
             **{name: getattr(disk, name) for name in calls},
             **{name: getattr(os, name) for name in ("O_WRONLY", "O_CREAT", "O_EXCL", "O_RDONLY", "getpid", "environ")},
         )
-    writer.zarr_metadata = METADATA
+    writer.zarr_metadata = METADATA  # type: ignore[assignment]
     claims.is_alive = lambda who: False  # type: ignore[assignment]
     try:
         yield

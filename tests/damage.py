@@ -27,7 +27,7 @@ from featcache.datasets.base import SampleIndex
 from featcache.encoders import load_encoder
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import FeatcacheError
-from featcache.store import StoreWriter, TextStore, open_text_store
+from featcache.store import StoreWriter, TextStore, open_image_store, open_text_store
 from featcache.store.columns import as_columns
 from featcache.store.layout import ArraySpec
 from featcache.transfer.export import export
@@ -449,7 +449,7 @@ def result_world(root: Path) -> World:
     path, folder = encode(root / "cache"), root / "results"
     folder.mkdir()
     made = [heads.LinearHead(np.eye(3, 16, dtype=np.float32) * s, np.zeros(3, np.float32), CLASSES) for s in (1, 2, 3)]
-    heads.append_rows(folder / "results.jsonl", heads.evaluate(made, [open_store(path)]))
+    heads.append_rows(folder / "results.jsonl", heads.evaluate(made, [open_image_store(path)]))
 
     return World(
         root, folder, {"report": verb("report results/results.jsonl -o shown", "shown/report.csv")}, edits=False

@@ -53,7 +53,8 @@ class Command:
 
 def blocks(page: Path) -> Iterator[Block]:
     """The fenced blocks of a page, in order."""
-    begun, language, directive, held = 0, "", "", []
+    begun, language, directive = 0, "", ""
+    held: list[str] = []
     for number, line in enumerate(page.read_text().splitlines(), start=1):
         fence = FENCE.match(line)
         if begun and fence:

@@ -34,7 +34,7 @@ class NumpyDataset:
         self.reads += 1
         return self.pixels[row].tobytes()
 
-    def decode(self, content: bytes, row: int) -> np.ndarray:
+    def decode(self, content: bytes | memoryview, row: int) -> np.ndarray:
         if row in self.broken:
             raise ValueError("truncated image")
         return np.frombuffer(content, dtype=np.uint8).reshape(4, 4, 3)
@@ -44,6 +44,7 @@ class NumpyEncoder(ImageEncoder):
     """A fixed random projection of the pixels, with a text side; the digest follows the seed."""
 
     name, dim, logit_scale, logit_bias = "numpy", 16, 10.0, None
+    text_identity, text_digest = {"text": "character counts"}, "characters"
 
     def __init__(self, seed: int = 0) -> None:
         self.weights = np.random.default_rng(seed).standard_normal((48, self.dim)).astype(np.float32)
@@ -52,14 +53,6 @@ class NumpyEncoder(ImageEncoder):
     @property
     def image_identity(self) -> dict[str, Any]:
         return {"weights": hashlib.sha256(self.weights.tobytes()).hexdigest()}
-
-    @property
-    def text_identity(self) -> dict[str, Any]:
-        return {"text": "character counts"}
-
-    @property
-    def text_digest(self) -> str:
-        return "characters"
 
     @property
     def provenance(self) -> dict[str, Any]:

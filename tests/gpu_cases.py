@@ -76,7 +76,7 @@ def posed(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) ->
     if case.kind == "last":
         labels[:] = case.classes - 1
     elif case.kind == "ties":  # whole numbers: every order of summing them is exact
-        X, W = rng.integers(-1, 2, X.shape), rng.integers(-1, 2, W.shape)
+        X, W = rng.integers(-1, 2, X.shape).astype(float), rng.integers(-1, 2, W.shape).astype(float)
     elif case.kind in ("unit", "opposed"):
         X, W = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (X, W))
         W[0, labels] = X
@@ -93,7 +93,8 @@ def posed(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) ->
         bias = None
     tensors = [torch.as_tensor(np.asarray(a, np.float64)).to(dtype).to(device) for a in (X, W)]
     return pose(
-        *tensors,
+        tensors[0],
+        tensors[1],
         torch.as_tensor(labels).to(device),
         bias=None if bias is None else torch.as_tensor(bias, dtype=torch.float32).to(device),
         logit_scale=case.scale,

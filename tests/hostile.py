@@ -242,10 +242,10 @@ class Corpus:
                 yield Case(f"{'.'.join(path)} = {shown(value)}", doors[turn % len(doors)](folder))
         for what, content in contents(json.dumps(good).encode()).items():
             yield Case(what, doors[0](self._folder(content)))
-            folder = Path(self._folder(json.dumps(good).encode()))
-            (folder / "open_clip_model.safetensors").unlink()
-            (folder / "open_clip_model.safetensors").write_bytes(content)
-            yield Case(f"weights {what}", doors[0](str(folder)))
+            folder = self._folder(json.dumps(good).encode())
+            (Path(folder) / "open_clip_model.safetensors").unlink()
+            (Path(folder) / "open_clip_model.safetensors").write_bytes(content)
+            yield Case(f"weights {what}", doors[0](folder))
 
     def _folder(self, config: bytes) -> str:
         self.number += 1
@@ -666,10 +666,11 @@ class Corpus:
         np.save(good[".npy"], features)
         torch.save({"features": torch.ones(4, 3), "labels": torch.arange(4)}, good[".pt"])
         imported = ["--encoder-name", "m", "--name", "n"]
-        for suffix, file in [*good.items(), (".csv", Path("out.csv")), (".safetensors", Path("ridge.safetensors"))]:
-            content = file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
-            for what, odd in contents(content).items():
-                yield Case(f"{what}{suffix}", ["import", self.file(odd, suffix), *imported])
+        files = {suffix: file.getvalue() for suffix, file in good.items()}
+        files |= {".csv": Path("out.csv").read_bytes(), ".safetensors": Path("ridge.safetensors").read_bytes()}
+        for suffix, content in files.items():
+            for what, wrong in contents(content).items():
+                yield Case(f"{what}{suffix}", ["import", self.file(wrong, suffix), *imported])
         for what, odd in odd_arrays(features).items():
             if odd is not None:
                 path = self.file(b"", ".npz")
@@ -692,8 +693,8 @@ class Corpus:
                     continue  # its package is not installed
             for file in sorted(path for path in good.rglob("*") if path.is_file()):
                 inside, content = file.relative_to(good), file.read_bytes()
-                for what, odd in {**contents(content), **odd_json(content), "gone": None}.items():
-                    yield Case(f"{kind} {inside} {what}", self._imported(good, inside, odd))
+                for what, wrong in {**contents(content), **odd_json(content), "gone": None}.items():
+                    yield Case(f"{kind} {inside} {what}", self._imported(good, inside, wrong))
         retrieval = self.folder / "good-clip-retrieval"
         for what, array in odd_arrays(np.load(retrieval / "img_emb" / "img_emb_0.npy")).items():
             if array is not None:
@@ -724,7 +725,7 @@ class Corpus:
 
     def tables(self) -> Iterator[Case]:
         """Multi-label tables."""
-        texts = ("", "|", "a||b", "a|a", "[", "[1,", "[1e400]", "[-1]", "[[1]]", "[null]", '["a", 1]', "[" * 5000)
+        texts = ["", "|", "a||b", "a|a", "[", "[1,", "[1e400]", "[-1]", "[[1]]", "[null]", '["a", 1]', "[" * 5000]
         texts += ("9" * 30, "[1099511627776]", "\0", "\x1b[2J", "[0, 70000]", "NaN", '[""]', "[true]", "{}")
         for text in texts:
             cell = text.replace('"', '""')
@@ -743,16 +744,16 @@ class Corpus:
                 "labels=other,unknown=tags",
             ):
                 yield Case(f"value {shown(value)} {options}", labelled(f"{lines},{options}"))
-        options = (
+        wrong = [
             "labels=",
             "labels=none",
             "labels=tags,label=tags",
             "labels=tags,separator=",
             "labels=path,unknown=path",
-        )
-        options += ("labels=tags,separator=||||", "labels=tags,separator=\0", "unknown=tags", "labels=tags+tags")
-        options += ("labels=tags,unknown=none", "labels=+", "labels=tags,labels=tags", "labels=tags,path=tags")
-        for text in options:
+        ]
+        wrong += ("labels=tags,separator=||||", "labels=tags,separator=\0", "unknown=tags", "labels=tags+tags")
+        wrong += ("labels=tags,unknown=none", "labels=+", "labels=tags,labels=tags", "labels=tags,path=tags")
+        for text in wrong:
             yield Case(f"options {shown(text)}", labelled(f"tagged.csv,{text}"))
         for what, table in odd_columns().items():
             yield Case(f"parquet {what}", labelled(f"{self.file(table, '.parquet')},labels=label,path=image_path"))
@@ -823,9 +824,9 @@ class Corpus:
             for kind, inside in ODD_PLACES.items():
                 if not (self.folder / f"good-{kind}").is_dir():
                     continue
-                words = self._imported(self.folder / f"good-{kind}", Path(inside), None)
-                make(Path(words[1]) / inside)
-                yield Case(f"{kind} {what}", words)
+                command = self._imported(self.folder / f"good-{kind}", Path(inside), None)
+                make(Path(command[1]) / inside)
+                yield Case(f"{kind} {what}", command)
             for name in ("open_clip_config.json", "open_clip_model.safetensors"):
                 folder = Path(self._folder((TINY / "open_clip_config.json").read_bytes()))
                 (folder / name).unlink()
@@ -955,7 +956,7 @@ def odd_archives(good: bytes) -> dict[str, bytes]:
 
         return packed(change)
 
-    names = (
+    names = [
         "../x",
         "/tmp/featcache-hostile",
         "a",
@@ -963,7 +964,7 @@ def odd_archives(good: bytes) -> dict[str, bytes]:
         f"{place}/a\\b",
         f"{place}/\x1b[2J",
         f"{place}/./x",
-    )
+    ]
     names += (
         place,
         f"images/{'0' * 24}/{'1' * 24}/x",
@@ -980,10 +981,10 @@ def odd_archives(good: bytes) -> dict[str, bytes]:
         found[f"a {what}"] = first(type=kind, linkname="/etc/passwd", size=0)
         for size in (1 << 20, 1 << 32, 1 << 60):
             found[f"a {what} of {size}"] = first(type=kind, linkname=".", size=size)
-    for size in ("99999999999999999999", "-1", "x", str(1 << 40)):
-        found[f"size {size}"] = first(pax_headers={"size": size})
-        found[f"sparse {size}"] = first(
-            pax_headers={"GNU.sparse.major": "1", "GNU.sparse.size": size, "GNU.sparse.map": f"0,{size}"}
+    for told in ("99999999999999999999", "-1", "x", str(1 << 40)):
+        found[f"size {told}"] = first(pax_headers={"size": told})
+        found[f"sparse {told}"] = first(
+            pax_headers={"GNU.sparse.major": "1", "GNU.sparse.size": told, "GNU.sparse.map": f"0,{told}"}
         )
     found["twice"] = packed(lambda entry, number: None)[:-1024] + good
     for name, content in entries:

@@ -232,8 +232,9 @@ def test_kernels_of_many_heads(
         y[:] = n_classes - 1
     for alphas, n_heads in ((None, 2), ([0.0, 0.3, 1.0, 1.4], 4)):
         kw: Any = {"logit_scale": [scale, scale / 2], "alphas": alphas, "per_sample": True}
-        truth = linear_nll(X.astype(np.float64), W, y, impl="reference", **kw)
-        naive, found = (linear_nll(X, W, y, impl=name, **kw) for name in ("reference", impl))
+        truth: Any = linear_nll(X.astype(np.float64), W, y, impl="reference", **kw)
+        naive: Any = linear_nll(X, W, y, impl="reference", **kw)
+        found: Any = linear_nll(X, W, y, impl=impl, **kw)
         assert found.row_nll.shape == (n_heads, n)
         error, bound = (np.abs(t.row_nll - truth.row_nll).max() for t in (found, naive))
         assert error <= bound + 2e-6 * max(scale, 1.0)

@@ -5,7 +5,7 @@ tests and then this script.
 """
 
 import sys
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,7 +15,7 @@ LIMIT = 0.25
 
 def slow_tests(report: Path) -> list[str]:
     """Sorted ``path::name`` of the slow test functions in a report."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for case in ET.parse(report).iter("testcase"):
         path = case.attrib["classname"].replace(".", "/") + ".py"
         if path.startswith("tests/"):  # not a doctest

@@ -60,7 +60,7 @@ def options() -> Mapping[str, set[str]]:
 
 def test_options_and_verbs_in_running_text_exist() -> None:
     """``featcache VERB --option`` and ``--option`` in the text name what there is; blocks are run."""
-    known = options() | {"help": set()}  # prints another verb's help, and has no parser of its own
+    known = {**options(), "help": set()}  # prints another verb's help, and has no parser of its own
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
         for code in re.findall(r"`([^`\n]+)`", text):

@@ -78,6 +78,7 @@ def test_the_door_agrees_with_the_reference(impl: str, dtype: torch.dtype) -> No
         assert got == pytest.approx(want, abs=2e-4)  # a row whose two best logits meet may go either way
         assert got["nll"] == pytest.approx(want["nll"], abs=1e-5)
     assert found.confusion is not None
+    assert truth.confusion is not None
     assert np.abs(found.confusion - truth.confusion).sum() <= 2 * 3 * 4
 
 
@@ -101,6 +102,7 @@ def test_float32_follows_torch_s_switch(impl: str, allowed: bool) -> None:
         found = linear_nll(*tensors, logit_scale=40.0, impl=impl, per_sample=True)
     truth = linear_nll(*wide(tensors), logit_scale=40.0, impl="reference", per_sample=True)
     assert found.row_nll is not None
+    assert truth.row_nll is not None
     error = float(np.abs(found.row_nll - truth.row_nll).max())
     assert error < 0.1 if allowed else error < 1e-4
     assert not allowed or error > 1e-4

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,8 +84,9 @@ def shared(said: str) -> None:
 
 
 def read_elsewhere(said: str) -> None:
-    store = featcache.open_store("digits/train")
-    features = zarr.open_group(store.path)["features"][:]
+    store: Any = featcache.open_store("digits/train")
+    held: Any = zarr.open_group(store.path)["features"]
+    features = held[:]
     np.testing.assert_array_equal(features, store.numpy(np.float16)[0])
     assert store.to_pandas().shape[0] == len(features) == 1000
 

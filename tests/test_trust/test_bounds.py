@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_unreadable_files_are_named_and_counted(
     assert said.count("\n") == 1
     assert "cat/pipe.png" in said
     assert main([*words, "--max-bad", "5"]) == 0
-    store = find_store("pictures/all", tmp_path / "cache")
+    store: Any = find_store("pictures/all", tmp_path / "cache")
     assert {store.ids[row] for row in np.flatnonzero(~store.valid)} == set(BAD)
     assert np.isfinite(store.numpy()[0]).all()
 
@@ -78,6 +79,7 @@ def test_predict_names_unreadable_files_too(odd: Path, tmp_path: Path, capsys: p
 
 def test_a_very_long_image_is_refused_before_resizing() -> None:
     encoder = load_encoder("tiny")
+    assert encoder.image_size is not None
     side = encoder.image_size[0]
     limit = MOST_PIXELS // side**2
     assert encoder.prepare(decode_image(png(1, limit))).shape == (side, side, 3)

@@ -79,8 +79,8 @@ def test_texts_of_the_classes_of_a_store(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_store_made_under_another_name_is_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
     encoder = NumpyEncoder()
+    monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
     (tmp_path / "names.txt").write_text("ant\nbee\n")
     command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]
     assert main(command) == 0

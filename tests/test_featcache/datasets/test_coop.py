@@ -13,7 +13,7 @@ from featcache.datasets import dataset_key, open_dataset
 from featcache.datasets.sources.published.coop import class_list, parse_splits
 from featcache.errors import DatasetError
 
-SPLITS = {
+SPLITS: dict[str, list[Any]] = {
     "train": [["pets/b 1.jpg", 1, "wire fox"], ["pets/a1.jpg", 0, "abyssinian"]],
     "val": [["pets/a2.jpg", 0, "abyssinian"]],
     "test": [["pets/c1.jpg", 2, "pug"], ["pets/a3.jpg", 0, "abyssinian"]],

@@ -12,7 +12,7 @@ from featcache.errors import DatasetError
 
 def pictures(domain, split="test"):
     data = open_dataset(f"digits:{domain}", split)
-    return np.stack([data.decode(data.read(row), row) for row in range(len(data.index))])
+    return np.stack([np.asarray(data.decode(data.read(row), row)) for row in range(len(data.index))])
 
 
 def test_clean_digits_equal_scikit_learns():
@@ -27,7 +27,8 @@ def test_clean_digits_equal_scikit_learns():
 
 
 def test_splits_are_disjoint_whole_and_stratified():
-    ids, counts = [], {}
+    ids: list[str] = []
+    counts = {}
     for split, size in SPLITS.items():
         index = open_dataset("digits", split).index
         assert len(index) == size
@@ -49,7 +50,7 @@ def test_domain(domain):
     assert [sample[-4:] for sample in data.index.ids] == [sample[-4:] for sample in clean.index.ids]
     for row in (0, 499):
         content = data.read(row)
-        picture = data.decode(content, row)
+        picture = np.asarray(data.decode(content, row))
         assert len(content) == data.index.sizes[row] == picture.nbytes
         assert content == data.read(row)
         assert picture.dtype == np.float32

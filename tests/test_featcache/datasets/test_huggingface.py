@@ -5,6 +5,7 @@ import itertools
 import logging
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ def picture(shade, kind="PNG"):
     return file.getvalue()
 
 
-ROWS = {
+ROWS: dict[str, list[Any]] = {
     "image": [{"bytes": picture(shade), "path": None} for shade in range(7)],
     "label": [0, 2, 1, 0, 2, 2, 1],
     "region": ["Asia", None, "Africa", "Asia", "Asia", "Africa", ""],

@@ -54,7 +54,8 @@ def test_no_two_tables_share_a_digest(one, other):
 def test_parquet_round_trip(tmp_path_factory, rows):
     texts, numbers = zip(*rows, strict=True)
     one = np.zeros(len(rows), np.int64)
-    made = SampleIndex([str(n) for n in range(len(rows))], one, one, one, ("x",), {"t": texts, "n": numbers}).metadata
+    columns = {"t": np.array(texts, object), "n": np.array(numbers, np.int64)}
+    made = SampleIndex([str(n) for n in range(len(rows))], one, one, one, ("x",), columns).metadata
     path = tmp_path_factory.mktemp("m") / "metadata.parquet"
     path.write_bytes(metadata_bytes(made))
     read = metadata_from(path.read_bytes(), path)

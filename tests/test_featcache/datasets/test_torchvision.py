@@ -85,7 +85,7 @@ def test_a_class_that_crops_its_files_is_read_through_the_class(tmp_path, monkey
     (tmp_path / "cat").mkdir()
     Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(tmp_path / "cat" / "1.png")
 
-    class Cropped(datasets.ImageFolder):
+    class Cropped(datasets.ImageFolder):  # type: ignore[misc]
         def __getitem__(self, row):
             picture, label = super().__getitem__(row)
             return picture.crop((1, 1, 5, 5)), label
@@ -98,7 +98,7 @@ def test_a_class_that_crops_its_files_is_read_through_the_class(tmp_path, monkey
 
 @pytest.mark.filterwarnings("ignore:.*classes have no image")
 def test_a_class_without_a_list_of_files(tmp_path, monkeypatch):
-    class Made(datasets.FakeData):
+    class Made(datasets.FakeData):  # type: ignore[misc]
         def __init__(self, root, split="train", classes_wanted="3"):
             super().__init__(size=6, image_size=(3, 5, 4), num_classes=int(classes_wanted))
 
@@ -115,7 +115,7 @@ def test_a_class_without_a_list_of_files(tmp_path, monkeypatch):
 def test_pictures_of_every_mode_come_back(tmp_path, monkeypatch, mode):
     picture = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)).convert(mode)
 
-    class One(datasets.VisionDataset):
+    class One(datasets.VisionDataset):  # type: ignore[misc]
         def __init__(self, root):
             super().__init__(root)
 

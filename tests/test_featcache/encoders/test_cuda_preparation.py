@@ -51,7 +51,8 @@ def test_pixels_are_within_four_levels_of_the_fast_preparation(model: str) -> No
     fast, cuda = (load_encoder(*arguments, device="cpu", preprocess=way) for way in ("fast", "cuda"))
     for picture in (PHOTO, PHOTO.crop((100, 0, 400, 427)), PHOTO.convert("L"), np.asarray(PHOTO)):
         found, wanted = cuda.prepare(picture), fast.prepare(picture)
-        assert (found.dtype, found.shape) == (np.uint8, wanted.shape)
+        assert found.dtype == np.uint8
+        assert found.shape == wanted.shape
         differences = np.abs(np.subtract(found, wanted, dtype=np.int16))
         assert differences.max() <= 4  # 8-bit resizing rounds between its two directions, float32 does not
         assert differences.mean() < 0.2

@@ -67,7 +67,7 @@ def test_the_logit_scale_is_exponentiated(tmp_path: Path) -> None:
 
 
 def test_each_tower_has_its_own_identity(tmp_path: Path) -> None:
-    model = make_model()
+    model: Any = make_model()
     base = load_encoder(write_folder(tmp_path / "base", model))
     with torch.no_grad():
         model.visual.proj += 1e-3
@@ -103,7 +103,7 @@ def test_bf16_computes_with_bfloat16_weights_and_keeps_those_of_the_model(
     tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
     """Fine-tuning updates the float32 model; after `rehash` the encoder uses the new weights."""
-    encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
+    encoder: Any = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
     images = [encoder.prepare(picture) for picture in pictures]
     narrow = copy.deepcopy(encoder.model).to(torch.bfloat16)
     with torch.inference_mode():
@@ -120,6 +120,7 @@ def test_bf16_computes_with_bfloat16_weights_and_keeps_those_of_the_model(
 def test_bfloat16_weights_are_part_of_the_key(tmp_path: Path) -> None:
     """Stores made with autocast have ``bf16`` there; their features differ in the last digits."""
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
+    assert encoder.text_identity is not None
     assert encoder.image_identity["precision"] == encoder.text_identity["precision"] == "bf16 weights"
 
 
@@ -266,6 +267,7 @@ def test_your_own_architecture(tmp_path: Path, pictures: list[Image.Image]) -> N
     assert (plain.name, mine.name) == ("ViT-B-32/weights", "mine/weights")
     assert plain.image_identity != mine.image_identity  # another mean
     assert load_encoder("ViT-B-32", "random", device="cpu").dim == 512  # open_clip's own is what it was
+    assert mine.source is not None
     assert mine.source["model"] == str(tmp_path / "mine.json")
 
 

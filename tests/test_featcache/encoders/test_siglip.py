@@ -118,6 +118,7 @@ def test_a_text_that_hugging_faces_tokenizer_would_truncate_is_refused(folder: P
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "beside/the-weights"
     file.write_text(json.dumps(config))
     encoder = load_encoder(f"local-dir:{folder}/siglip", device="cpu")
+    assert encoder.text_identity is not None
     assert encoder.text_identity["tokenizer"]["type"] == "HFTokenizer"
     assert np.isfinite(encoder.encode_texts([" ".join(["cat"] * 15), "a photo of a cat ."])).all()  # 15 and </s>: 16
     with pytest.raises(PromptError, match="text of 17 tokens, siglip takes at most 16: 'cat cat"):

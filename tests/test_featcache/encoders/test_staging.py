@@ -22,7 +22,8 @@ BATCH, LATE = 4, 2
 class Mean(TorchImages, ImageEncoder):
     """The mean of each colour; with `aliased`, its output on the device shares the input's memory."""
 
-    name, dim, image_identity, provenance = "mean", 3, {"mean": "of colours"}, {}
+    name, dim, image_identity = "mean", 3, {"mean": "of colours"}
+    provenance: dict[str, Any] = {}  # noqa: RUF012 - what the protocol names
 
     def __init__(self, aliased: bool = False) -> None:
         self.aliased = aliased
@@ -70,7 +71,7 @@ def images_of(batch: int, rows: int = BATCH) -> list[np.ndarray]:
 
 
 def run_batches(stage: "Stage[int]", sizes: Sequence[int]) -> dict[int, np.ndarray]:
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for number, rows in enumerate(sizes):
         stage.put(number, images_of(number, rows), ())
         found |= {done: outputs[PROJECTED].copy() for done, outputs in stage.results()}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def pictures():
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
 def test_features_are_timms_own(name: str, pictures: list[Image.Image]) -> None:
-    encoder = load_encoder(f"timm:{name}", "random", device="cpu")
+    encoder: Any = load_encoder(f"timm:{name}", "random", device="cpu")
     config = timm.data.resolve_model_data_config(encoder.model)
     transform = timm.data.create_transform(**config, is_training=False)
     with torch.inference_mode():
@@ -60,7 +61,7 @@ def test_float_pictures_are_never_rounded(pictures: list[Image.Image]) -> None:
 
 
 def test_local_weights_change_the_key(tmp_path: Path) -> None:
-    model = timm.create_model("test_vit", num_classes=7)
+    model: Any = timm.create_model("test_vit", num_classes=7)
     save_file(model.state_dict(), tmp_path / "mine.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "mine.pt")
     random = load_encoder(SMALL, "random", device="cpu")

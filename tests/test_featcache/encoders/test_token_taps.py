@@ -82,7 +82,7 @@ def test_the_patch_tokens_are_open_clips_own_output_tokens(tmp_path: Path) -> No
 
 
 def test_timms_layers_equal_hooked_outputs() -> None:
-    encoder = load_encoder("timm:test_vit", "random", device="cpu")
+    encoder: Any = load_encoder("timm:test_vit", "random", device="cpu")
     images = images_for(encoder, 160)
     pixels = encoder._scaling(torch.from_numpy(np.stack(images)))
     blocks = [by_hand(block, lambda: encoder.model(pixels)) for block in encoder.model.blocks]
@@ -91,7 +91,7 @@ def test_timms_layers_equal_hooked_outputs() -> None:
 
 
 def test_positions_of_a_map_are_tokens() -> None:
-    encoder = load_encoder("timm:test_resnet", "random", device="cpu")
+    encoder: Any = load_encoder("timm:test_resnet", "random", device="cpu")
     images = images_for(encoder, 160)
     pixels = encoder._scaling(torch.from_numpy(np.stack(images)))
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -194,7 +195,7 @@ class Square(ImageEncoder):
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return image[:4, :4]
 
-    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         raise AssertionError("making a view encodes nothing")
 
 

@@ -72,7 +72,7 @@ ENCODER = CallableEncoder(
 
 def expected(content: bytes, name: str) -> np.ndarray:
     """Plain Pillow: the first frame, converted to RGB; 16-bit grey scaled by 257 instead of clipped."""
-    picture = Image.open(io.BytesIO(content))
+    picture: Image.Image = Image.open(io.BytesIO(content))
     if name == "bits16.png":
         grey = np.rint(np.asarray(picture).astype(np.float64) / 257).astype(np.uint8)
         picture = Image.fromarray(grey)

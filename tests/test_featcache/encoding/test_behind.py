@@ -18,7 +18,7 @@ OPTIONS = EncodeOptions(chunk_rows=4, batch_size=4, workers=1)
 
 
 def encode_fake(root: Path, encoder: NumpyEncoder | None = None) -> Path:
-    return encode_dataset(NumpyDataset(40), encoder or NumpyEncoder(), root=root, options=OPTIONS).store.path
+    return Path(encode_dataset(NumpyDataset(40), encoder or NumpyEncoder(), root=root, options=OPTIONS).store.path)
 
 
 def test_chunks_are_written_by_another_thread_than_the_one_that_encodes(

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,8 @@ def test_readers_agree_and_zarr_reads_the_store(tmp_path: Path) -> None:
     store = encode(tmp_path, NumpyDataset())
     through_zarr = open_store(store.path, reader="zarr")
     assert isinstance(through_zarr, ImageStore)
-    plain = zarr.open_group(str(store.path), mode="r")["features"][:]
+    held: Any = zarr.open_group(str(store.path), mode="r")["features"]
+    plain = held[:]
     assert plain.dtype == np.float16
     for other in (through_zarr.numpy(np.float16)[0], plain):
         np.testing.assert_array_equal(store.numpy(np.float16)[0], other)

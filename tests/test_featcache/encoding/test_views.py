@@ -54,7 +54,7 @@ class Decoding(NumpyDataset):
         ids = [f"image-{number}" for number in self.numbers]
         return SampleIndex(ids, np.full(len(ids), 48), self.stamps.copy(), self.labels.astype(np.int64), CLASSES)
 
-    def decode(self, content: bytes, row: int) -> np.ndarray:
+    def decode(self, content: bytes | memoryview, row: int) -> np.ndarray:
         self.decoded += 1
         return super().decode(content, row)
 

@@ -1,6 +1,7 @@
 """Stores passed to numpy, pandas, scikit-learn and torch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,14 @@ def store(tmp_path: Path) -> ImageStore:
 
 
 def test_rows_equal_those_read_by_zarr(store: ImageStore) -> None:
-    expected = zarr.open_group(store.path, mode="r")["features"][:].astype(np.float32)
+    held: Any = zarr.open_group(store.path, mode="r")["features"]
+    expected = held[:].astype(np.float32)
     np.testing.assert_array_equal(np.asarray(store), expected)
     np.testing.assert_array_equal(store.features, expected)
     assert np.asarray(store, np.float64).dtype == np.float64
     np.testing.assert_array_equal(store[3][0], expected[3])
     np.testing.assert_array_equal(store[-1][0], expected[39])
-    features, labels = store[[30, 2]]
+    features, labels = store[np.array([30, 2])]
     np.testing.assert_array_equal(features, expected[[30, 2]])
     assert labels.tolist() == store.labels[[30, 2]].tolist()
     np.testing.assert_array_equal(store[5:9][0], expected[5:9])
@@ -34,7 +36,7 @@ def test_rows_equal_those_read_by_zarr(store: ImageStore) -> None:
     assert store[7][1] == -1
     with pytest.raises(IndexError, match=r"row 40 requested; fake/train@numpy has rows 0 to 39"):
         store[40]
-    assert len(list(store)) == len(store) == 40
+    assert len(list(store)) == len(store) == 40  # type: ignore[call-overload]
 
 
 def test_texts_are_arrays_of_class_vectors(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_renamed_store_is_the_same_store(root: Path, capsys: pytest.CaptureFix
         "old": "fake/train",
         "new": "pets/all",
     }
-    after = find_store("pets/all", root)
+    after: Any = find_store("pets/all", root)
     assert (after.path, after.name, after.split) == (before.path, "pets", "all")
     assert find_store(f"pets/all#{TAP}", root).name == "pets"
     assert verify(after.path, deep=True).ok
@@ -70,12 +70,12 @@ def test_names_that_would_not_be_found_are_refused(root: Path) -> None:
 
 
 def test_classes_of_images_are_renamed(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = find_store("fake/train", root)
+    store: Any = find_store("fake/train", root)
     old, labels = store.classnames, store.labels
     code, said, error = run(capsys, "relabel", "fake/train", f"{old[0]}=golden retriever", "--root", str(root))
     assert code == 0, error
     assert said["changed"] == [[old[0], "golden retriever"]]
-    after = find_store("fake/train", root)
+    after: Any = find_store("fake/train", root)
     assert after.classnames == ("golden retriever", *old[1:])
     assert after.labels_digest == labels_digest(labels, after.classnames) != store.labels_digest
     assert find_store(f"fake/train#{TAP}", root).classnames == after.classnames

@@ -28,9 +28,8 @@ NOT_DATA = {"provenance.json"}  # when and how it was made; everything else is b
 def encode_fake(root: Path, chunks: int = CHUNKS) -> Path:
     """Encode rows into that many chunks, the last of which is short."""
     options = EncodeOptions(chunk_rows=CHUNK_ROWS, batch_size=3, workers=1, max_bad=1)
-    return encode_dataset(
-        NumpyDataset(chunks * CHUNK_ROWS - 1, broken=[5]), NumpyEncoder(), root=root, options=options
-    ).store.path
+    data = NumpyDataset(chunks * CHUNK_ROWS - 1, broken=[5])
+    return Path(encode_dataset(data, NumpyEncoder(), root=root, options=options).store.path)
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -44,7 +43,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def count_steps(root: Path, chunks: int) -> int:
-    steps = []
+    steps: list[str] = []
     atomic.after_step, before = steps.append, atomic.after_step
     try:
         encode_fake(root, chunks)

@@ -72,9 +72,14 @@ def test_rows_of_other_chunks_are_read_and_never_trusts_the_disk(tmp_path: Path)
 def test_a_chunk_is_hashed_once_in_a_process_unless_its_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, hashed = encoded(tmp_path), []
-    real = checks.checksum
-    monkeypatch.setattr(checks, "checksum", lambda content: (hashed.append(len(content)), real(content))[1])
+    path, real = encoded(tmp_path), checks.checksum
+    hashed: list[int] = []
+
+    def checksum(content: bytes) -> str:
+        hashed.append(len(content))
+        return real(content)
+
+    monkeypatch.setattr(checks, "checksum", checksum)
     images(path).gather(np.array([0, 1, 17]))
     assert len(hashed) == 2  # chunks 0 and 2
     images(path).gather(np.array([2, 18]))

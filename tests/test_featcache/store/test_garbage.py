@@ -88,7 +88,12 @@ def test_a_finished_store_is_deleted_only_by_name_manifest_first(
     [item] = find_garbage(tmp_path, 7 * DAY, [two])
     removed: list[str] = []
     real = atomic.remove
-    monkeypatch.setattr(atomic, "remove", lambda path: (removed.append(path.name), real(path)))
+
+    def remove(path: Path) -> None:
+        removed.append(path.name)
+        real(path)
+
+    monkeypatch.setattr(atomic, "remove", remove)
     delete(item)
     assert removed[0] == "manifest.json"
     assert not two.parent.exists()

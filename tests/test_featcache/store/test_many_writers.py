@@ -171,12 +171,12 @@ def check_chaos(root: Path, undisturbed: dict[str, bytes]) -> None:
                 range(4 * int(path.stem), min(ROWS, 4 * int(path.stem) + 4)),
             )
             assert content is not None  # a marker is complete, or there is none
-    store = encode(root)
-    assert {name: text for name, text in contents(store.path).items() if "partial" not in name} == undisturbed
-    features, _ = store.numpy()
+    made = encode(root)
+    assert {name: text for name, text in contents(Path(made.path)).items() if "partial" not in name} == undisturbed
+    features, _ = made.numpy()
     expected = np.delete(projected(NumpyDataset(ROWS), NumpyEncoder()), 5, axis=0)
     assert np.abs(features - expected).max() <= 2.0**-11
-    assert verify(store.path, deep=True).ok
+    assert verify(made.path, deep=True).ok
 
 
 def test_killed_ranks_restarted_in_another_number_lose_nothing(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
@@ -304,7 +304,8 @@ def test_two_runs_that_begin_at_once_agree_on_the_chunk_size(tmp_path: Path, mon
     """The other run creates the store between this run's look at it and its own creation."""
     import featcache.encoding.store_job as store_job
 
-    real, raced = store_job.begun_chunk_rows, []
+    real = store_job.begun_chunk_rows
+    raced: list[bool] = []
 
     def look(path: Path, default: int) -> int:
         found = real(path, default)
@@ -365,7 +366,8 @@ def test_a_late_writer_of_other_bytes_invalidates_the_manifest(tmp_path: Path) -
 
 
 def test_an_overtaken_finaliser_removes_its_manifest(tmp_path: Path) -> None:
-    real, raced = places.create, []
+    real = places.create
+    raced: list[bool] = []
 
     def overtaken(path: Path, content: bytes) -> bool:
         done = real(path, content)

@@ -64,8 +64,8 @@ def test_clip_retrievals_partitions_are_read_in_order(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    for part in ("img_emb", "metadata"):
-        (tmp_path / part).mkdir()
+    for folder in ("img_emb", "metadata"):
+        (tmp_path / folder).mkdir()
     values = np.random.default_rng(0).standard_normal((12 * 3, 4)).astype(np.float16)
     for part in range(12):  # 10 comes after 2
         np.save(tmp_path / "img_emb" / f"img_emb_{part}.npy", values[3 * part : 3 * part + 3])

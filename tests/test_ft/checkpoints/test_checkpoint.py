@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import clip_models
 import pytest
@@ -148,7 +149,7 @@ def test_existing_folder_is_kept_unless_overwritten(source: Path, tmp_path: Path
     for seed in (1, 2):
         state = clip_models.make_model(seed).state_dict()
         write_model_folder(source, state, out, overwrite=True)
-    written = load_encoder(f"local-dir:{out}", device="cpu")
+    written: Any = load_encoder(f"local-dir:{out}", device="cpu")
     assert torch.equal(written.model.state_dict()["visual.proj"], state["visual.proj"])
     with pytest.raises(EncoderError, match="never the source"):
         write_model_folder(source, state, source, overwrite=True)

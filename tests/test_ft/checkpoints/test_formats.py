@@ -109,7 +109,7 @@ def test_lipsum_checkpoint_round_trips(tmp_path: Path, nested: bool) -> None:
     features = [model.encode_images([model.prepare(picture)]) for model in (encoder, own)]
     assert np.array_equal(*features)
     assert encoder.text_digest == load_encoder(f"local-dir:{tmp_path / 'base'}", device="cpu").text_digest
-    head = load(tmp_path / "out_head.safetensors").linear()
+    head: Any = load(tmp_path / "out_head.safetensors").linear()
     np.testing.assert_allclose(head.weights, tuned.logit_scale.exp().item() * cls.T.numpy(), rtol=1e-6)
 
 
@@ -141,9 +141,14 @@ def test_other_msgpack_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_arrays_of_every_dtype_round_trip(tmp_path: Path) -> None:
-    tree = {"f": torch.randn(2, 3), "h": torch.ones(2).half(), "b": torch.ones(2, 2).bfloat16() * 3, "n": {"i": IDS}}
+    tree: Any = {
+        "f": torch.randn(2, 3),
+        "h": torch.ones(2).half(),
+        "b": torch.ones(2, 2).bfloat16() * 3,
+        "n": {"i": IDS},
+    }
     (tmp_path / "a.ckpt").write_bytes(pack(tree))
-    found = read_flax(tmp_path / "a.ckpt")
+    found: Any = read_flax(tmp_path / "a.ckpt")
     assert all(torch.equal(found[key], tree[key]) and found[key].dtype == tree[key].dtype for key in "fhb")
     assert torch.equal(found["n"]["i"], IDS)
 
@@ -158,7 +163,7 @@ def test_a_pickled_classifier_is_read_only_on_trust(tmp_path: Path, plain: bool)
     assert not (tmp_path / "out").exists()
     assert main([*command, "--trust"]) == 0
     assert same(read_state(tmp_path / "out"), model.state_dict())
-    written = load(tmp_path / "out_head.safetensors").linear()
+    written: Any = load(tmp_path / "out_head.safetensors").linear()
     np.testing.assert_array_equal(written.weights, head.weight.detach().numpy())
     assert written.provenance["encoder_key"]
 

@@ -170,11 +170,11 @@ def test_refuses_an_empty_soup() -> None:
 
 def test_checkpoints_are_named_in_place_of_state_dicts(tmp_path: Path) -> None:
     one, two = model(0.1), model(0.9)
-    files = [str(tmp_path / "one.safetensors"), tmp_path / "two.safetensors"]
-    for file, state in zip(files, (one, two), strict=True):
-        write_state(state, file)
-    assert equal(interpolate(*files, 0.25), interpolate(one, two, 0.25))
-    assert equal(soup([files[0], two]), soup([one, two]))
+    first, second = str(tmp_path / "one.safetensors"), tmp_path / "two.safetensors"
+    write_state(one, first)
+    write_state(two, second)
+    assert equal(interpolate(first, second, 0.25), interpolate(one, two, 0.25))
+    assert equal(soup([first, two]), soup([one, two]))
 
 
 def test_several_alphas_are_for_wise() -> None:

@@ -71,7 +71,7 @@ def test_heads_follow_the_formula_of_the_method(
 ) -> None:
     files = [str(save(head(seed), tmp_path / f"h{seed}.safetensors")) for seed in range(3)]
     words = ["merge", "task_arithmetic", *models[1:], "--base", models[0], "-o", str(tmp_path / "out")]
-    found = load(run(capsys, *words, "--set", "scale=0.3", "--heads", *files)["head"]).linear()
+    found: Any = load(run(capsys, *words, "--set", "scale=0.3", "--heads", *files)["head"]).linear()
     start, one, two = (head(seed).weights.astype(np.float64) for seed in range(3))
     np.testing.assert_allclose(found.weights, start + 0.3 * (one + two - 2 * start), rtol=1e-6)
     assert found.provenance.params == {"method": "task_arithmetic", "scale": 0.3, "heads": ["head1", "head2", "head0"]}

@@ -1,5 +1,8 @@
 """The head of a merged model against plain numpy, plain and by Fisher information."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +50,8 @@ def test_fisher_weights_each_element_with_a_floor(alpha: float) -> None:
 @pytest.mark.parametrize("alpha", [-0.5, 0.25, 1.5])
 def test_without_fisher_heads_are_interpolated_plainly(alpha: float) -> None:
     first, tuned = head(0), [head(1), head(2), head(3)]
-    for fishers in ((), ({}, {})):
+    without: tuple[Mapping[str, Any], ...] = ({}, {})
+    for fishers in ((), without):
         weights, bias = merged_head(first, tuned, alpha, fishers).values()
         for found, name in ((weights, "weights"), (bias, "bias")):
             values = [getattr(one, name).astype(np.float64) for one in (first, *tuned)]

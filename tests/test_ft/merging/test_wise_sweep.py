@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_heads_are_interpolated_with_the_weights(tuned: Path, tmp_path: Path) ->
     one, two = (LinearHead(rng.normal(size=(10, 128)), rng.normal(size=10), names, f"h{k}") for k in range(2))
     paths = [save(head, tmp_path / f"{head.name}.safetensors") for head in (one, two)]
     found = sweep("tiny", tuned, [0.25], tmp_path / "out", val, WiseOptions(heads=paths))
-    head = load(found.head).linear()
+    head: Any = load(found.head).linear()
     assert np.abs(head.weights - (0.75 * one.weights + 0.25 * two.weights)).max() < 1e-6
     assert np.abs(head.bias - (0.75 * one.bias + 0.25 * two.bias)).max() < 1e-6
     mixed = sweep(

@@ -236,7 +236,7 @@ def test_torn_journal_rows_are_ignored(tmp_path: Path) -> None:
     for rows in batches(0):
         prior.features(rows, 0, views(0)[rows])
     (entry,) = list_stores(tmp_path)
-    journal = np.memmap(entry.path / "journal.rows", dtype="<f4", mode="r+", shape=(N, DIM))
+    journal = np.memmap(entry.path / "journal.rows", "<f4", "r+", shape=(N, DIM))  # type: ignore[call-overload]
     torn = batches(0)[0][:3]
     journal[torn, 0] += 1
     journal.flush()

@@ -82,8 +82,8 @@ def test_constant_views_are_computed_once(model: str, tmp_path: Path, seen: list
     check_same(tmp_path / "first", tmp_path / "second")
     train(tmp_path / "online", model, **CHANGES | {"prior": "online"})
     assert sum(seen) == N + 8 * STEPS
-    losses = ([line[1] for line in trajectory(tmp_path / name)] for name in ("first", "online"))
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+    first, online = ([line[1] for line in trajectory(tmp_path / name)] for name in ("first", "online"))
+    np.testing.assert_allclose(first, online, rtol=1e-4)
 
 
 def test_rows_left_over_by_one_epoch_are_computed_in_the_next(model: str, tmp_path: Path, seen: list[int]) -> None:

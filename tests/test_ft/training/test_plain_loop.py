@@ -66,7 +66,8 @@ class Plain:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parts.get(name.partition(".")[0], "text") in chosen.train)
         self.adapted = self._adapt() if chosen.lora_rank else {}
-        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.trained: dict[str, torch.Tensor] = dict(self.model.named_parameters())
+        self.trained = {name: p for name, p in self.trained.items() if p.requires_grad}
         for path, (_, _, a, b) in self.adapted.items():
             self.trained |= {f"{path} A": a, f"{path} B": b}
         if head is not None:
@@ -178,6 +179,6 @@ def test_a_run_equals_a_plain_loop(case: str, tmp_path: Path) -> None:
         moved = (value - start[name]).abs().max()
         assert (found[name] - value).abs().max() <= 0.01 * moved + 1e-5 * largest + 1e-7, name
     if head is not None:
-        fitted = load(result.last_head).linear()
+        fitted: Any = load(result.last_head).linear()
         for found_part, name in ((fitted.weights, "weights"), (fitted.bias, "bias")):
             np.testing.assert_allclose(found_part, plain.trained[name].detach().numpy(), rtol=1e-5, atol=1e-5)

@@ -43,7 +43,8 @@ def test_moment_size_and_error_are_recorded_in_float64(tiny, tmp_path: Path) -> 
     assert np.abs(moment.matrix.numpy() - rows.T @ rows / 200).max() < 1e-14
     outer = rows[:, :, None] * rows[:, None, :]
     expected = np.sqrt(outer.var(axis=0, ddof=1).sum() / 200) / np.linalg.norm(rows.T @ rows / 200)
-    assert (moment.size, moment.error) == (200, pytest.approx(expected, rel=1e-6))
+    assert moment.size == 200
+    assert moment.error == pytest.approx(expected, rel=1e-6)
 
 
 def test_exact_mode_on_a_stored_bank_is_the_sum_over_its_texts(tiny, tmp_path: Path) -> None:

@@ -98,7 +98,12 @@ def test_activation_checkpointing_and_compilation_change_nothing(model: str, mon
     plain = gradients(start(model))
     assert largest_difference(plain, gradients(start(model, checkpoint_activations=True))) < 1e-5
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+
+    def compile_(function: Any) -> Any:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
     assert largest_difference(plain, gradients(start(model, compile=True, regularizers={"lipsum": 1.0}))) < 1e-5
     assert len(compiled) == 2  # the trained tower and the frozen one: rounding is the same in both
 
@@ -224,8 +229,8 @@ def test_equal_captions_are_not_negatives(model: str) -> None:
 
 def test_untrained_text_tower_runs_once(model: str) -> None:
     run = start(model, objective="contrastive", train=("image", "logit_scale"), templates="digits")
-    calls = []
-    run.stepper.model.text_features = lambda tokens: calls.append(tokens)  # type: ignore[assignment,method-assign]
+    calls: list[Any] = []
+    run.stepper.model.text_features = calls.append  # type: ignore[assignment,method-assign]
     before = run.stepper.update(batch_of(run), 0.0)
     assert not calls
     trained = start(model, objective="contrastive", templates="digits")

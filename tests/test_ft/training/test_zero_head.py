@@ -28,7 +28,7 @@ def move_head(run: Run, by: float) -> int:
     parameters = [value for name, value in run.stepper.parameters.items() if name.startswith("head.")]
     with torch.no_grad():
         for parameter in parameters:
-            parameter += by
+            parameter.add_(by)
     return sum(parameter.numel() for parameter in parameters)
 
 

@@ -77,7 +77,7 @@ def test_the_file_of_a_linear_head_stands_for_texts(cli: Any) -> None:
     for texts in ("texts/digits@tiny", "zs.safetensors"):
         assert cli("fit", "transclip", test, texts, "-o", "h.safetensors")[0] == 0
         found.append(heads.load("h.safetensors").table)
-    np.testing.assert_allclose(*found, atol=1e-4)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
     assert cli("fit", "gda", "digits/train@tiny", "zs.safetensors", "-o", "gda.safetensors")[0] == 0
     assert cli("fit", "transclip", test, "gda.safetensors", "-o", "both.safetensors")[0] == 0
     assert "train" in [entry.get("split") for entry in heads.load("both.safetensors").provenance.fitted_on]

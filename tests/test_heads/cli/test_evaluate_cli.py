@@ -28,7 +28,7 @@ STORES = ("shapes/test", "shapes-noisy/test", "shapes-dark/test")
 class Shapes(NumpyDataset):
     """Pixels around one picture a class, and the camera that took them."""
 
-    classes = CLASSES
+    classes: tuple[str, ...] = CLASSES
 
     def __init__(self, name: str, split: str, n: int, noise: float, seed: int) -> None:
         super().__init__(n)
@@ -117,7 +117,7 @@ def test_intervals_and_files(cli: Any, root: Path) -> None:
     assert samples["alphas"][2] == 0.5
     table, pairs = parquet.read_table("s.parquet").to_pandas(), parquet.read_table("c.parquet").to_pandas()
     assert len(table) == 3 * 2 * 500
-    store = featcache.open_store(featcache.find_store("shapes/test", root).path)
+    store: Any = featcache.open_store(featcache.find_store("shapes/test", root).path)
     for h, (row, alpha) in enumerate(zip(rows, (None, None, 0.5), strict=True)):
         assert samples["shapes/nll"][h].mean(dtype=float) == pytest.approx(row["shapes:nll"], rel=1e-6)
         assert counts["shapes"][h].trace() / 500 == pytest.approx(row["shapes:top1"])
@@ -142,12 +142,13 @@ def test_projections_by_file_for_one_data_set(cli: Any, root: Path) -> None:
     command = ("evaluate", "ridge.safetensors", "--on", *STORES[:2], "--projection")
     code, [row], error = cli(*command, "shapes=parity.json")
     assert code == 0, error
-    store = featcache.find_store("shapes/test", root)
+    store: Any = featcache.find_store("shapes/test", root)
     guess = load(root / "ridge.safetensors").logits(store.numpy()[0])
     even = guess[:, ::2].max(1) >= guess[:, 1::2].max(1)
     assert row["shapes:top1"] == ((store.labels % 2 == 0) == even).mean()
     assert row["shapes:top1"] > 0.9
-    (plain,) = evaluate([load(root / "ridge.safetensors")], [featcache.find_store("shapes-noisy/test", root)])
+    noisy: Any = featcache.find_store("shapes-noisy/test", root)
+    (plain,) = evaluate([load(root / "ridge.safetensors")], [noisy])
     assert row["shapes-noisy:top1"] == plain["shapes-noisy:top1"]  # six classes as ever
     code, _, error = cli(*command, "mnist=parity.json")
     assert code == 2

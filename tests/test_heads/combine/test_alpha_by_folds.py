@@ -77,6 +77,7 @@ def test_alpha_is_that_of_a_plain_computation(rows: Any, folds: int) -> None:
         assert record["candidates"] == len(ALPHAS)
     peer = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(X, y)
     ours = X @ peer.coef_.T + peer.intercept_
+    assert head.alpha is not None
     expected = (1 - head.alpha) * head0.logits(X) + head.alpha * (ours - ours.mean(axis=1, keepdims=True))
     np.testing.assert_allclose(head.logits(X), expected, atol=1e-4)  # fitted on all rows
 
@@ -139,6 +140,7 @@ def test_every_linear_head_is_interpolated(images: Any, texts: Any, name: str) -
     fitted = heads.fit_head(name, heads.Material(store, [texts()]), {"steps": 5} if name == "lp_plus_plus" else {})
     head = interpolate_by_folds(zero_shot, settled(fitted), store, alphas=[0.0, 0.5, 1.0])
     assert head.name == f"zero_shot+{name}"
+    assert head.parents is not None
     np.testing.assert_allclose(head.parents[1].logits(store.X), fitted.linear().logits(store.X), rtol=1e-3, atol=1e-3)
 
 
@@ -147,7 +149,8 @@ def test_settled_keeps_what_was_chosen_and_the_prior(images: Any, texts: Any) ->
     ridge = Ridge(prior=prior).fit(images())
     assert settled(ridge).get_params(deep=False) == {**ridge.get_params(deep=False), "alphas": [ridge.alpha_]}
     assert unfitted(ridge).prior is prior
-    assert settled(Logistic([0.1, 1.0]).fit(images())).C[0] in (0.1, 1.0)
+    chosen: Any = settled(Logistic([0.1, 1.0]).fit(images())).C
+    assert chosen[0] in (0.1, 1.0)
     with pytest.raises(Exception, match="not fitted"):
         settled(Ridge())
 

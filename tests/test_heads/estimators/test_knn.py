@@ -171,7 +171,12 @@ def test_evaluation_searches_once_for_every_k(images: Any, monkeypatch: pytest.M
     path, (X, _) = KNN([1, 5, 30]).fit(train).path_heads(), test.numpy()
     calls = []
     search = ExactIndex.search
-    monkeypatch.setattr(ExactIndex, "search", lambda self, X, k: calls.append(k) or search(self, X, k))
+
+    def counted(self: ExactIndex, X: Any, k: int) -> Any:
+        calls.append(k)
+        return search(self, X, k)
+
+    monkeypatch.setattr(ExactIndex, "search", counted)
     rows = heads.evaluate(path, [test])
     assert calls == [30] * 9  # blocks of 37 rows
     for row, head in zip(rows, path, strict=True):
@@ -237,7 +242,7 @@ def test_k_beyond_the_rows_and_classes_without_neighbours(images: Any, draw: Any
     store.X, store.y = store.X[keep], store.y[keep]
     head = KNN(10).fit(store)
     assert head.predict_proba(images()).shape == (200, 5)
-    frozen = head.frozen()
+    frozen: Any = head.frozen()
     assert (frozen.logits(store.X)[:, 2] == np.float32(frozen.scale * np.log(frozen.floor))).all()
     names = np.array(["cat", "dog", "emu", "fox", "gnu", "hen"])
     assert KNN(1).fit(X, names).predict(X).tolist() == names.tolist()

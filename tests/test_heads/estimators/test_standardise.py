@@ -38,7 +38,7 @@ def test_mean_and_deviation_are_those_of_scikit_learns_scaler() -> None:
     weights = np.random.default_rng(1).integers(0, 3, N).astype(float)
     for given in (None, weights):
         want = StandardScaler().fit(X, sample_weight=given)
-        found = Scaling.of(((X[i : i + 70], None) for i in range(0, N, 70)), D, given)
+        found = Scaling.of(((X[i : i + 70],) for i in range(0, N, 70)), D, given)
         np.testing.assert_allclose(found.mean, want.mean_, rtol=1e-12)
         np.testing.assert_allclose(found.deviation, want.scale_, rtol=1e-12)
         np.testing.assert_allclose(found.apply(X), want.transform(X), rtol=1e-9, atol=1e-12)
@@ -46,7 +46,7 @@ def test_mean_and_deviation_are_those_of_scikit_learns_scaler() -> None:
 
 def test_the_deviation_of_a_column_far_from_zero_is_not_lost() -> None:
     x = 1e6 + np.random.default_rng(0).normal(size=(1000, 1))
-    found = Scaling.of(((x[i : i + 7], None) for i in range(0, 1000, 7)), 1)
+    found = Scaling.of(((x[i : i + 7],) for i in range(0, 1000, 7)), 1)
     assert found.deviation[0] == pytest.approx(x.std(), rel=1e-9)
 
 
@@ -176,8 +176,8 @@ def test_a_prior_is_converted_to_standardised_features(name: str) -> None:
     """With next to no data against it, the prior's logits on features as they are remain."""
     X, y = rows()
     prior = heads.Logistic(1.0, standardise=True).fit(*rows(seed=5), classnames=tuple("abcd")).linear()
-    strong: dict[str, Any] = {"ridge": {"alphas": [1e9]}, "logistic": {"C": 1e-9}, "adamw": {"lr": 1e-9}}[name]
-    head: Any = make_head(name, {**strong, "standardise": True}, prior).fit(X, y, classnames=tuple("abcd"))
+    strong: dict[str, dict[str, Any]] = {"ridge": {"alphas": [1e9]}, "logistic": {"C": 1e-9}, "adamw": {"lr": 1e-9}}
+    head: Any = make_head(name, {**strong[name], "standardise": True}, prior).fit(X, y, classnames=tuple("abcd"))
     found, want = head.scores(X), prior.logits(X).astype(float)
     if name != "adamw":  # intercepts are free
         found, want = found - found.mean(0), want - want.mean(0)

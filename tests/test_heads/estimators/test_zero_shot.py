@@ -96,7 +96,8 @@ def test_bad_parameters(texts: Any, params: dict[str, Any], message: str) -> Non
 
 
 def test_only_text_stores(images: Any, texts: Any) -> None:
-    for wrong in ([], images(), np.eye(3)):
+    others: list[Any] = [[], images(), np.eye(3)]
+    for wrong in others:
         with pytest.raises(HeadError, match="text stores"):
             ZeroShot().fit(wrong)
     with pytest.raises(HeadError, match="no logit scale"):

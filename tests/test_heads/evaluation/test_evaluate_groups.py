@@ -77,7 +77,7 @@ def test_rows_with_an_empty_cell_are_never_the_worst_group(store: Any, images: A
         row = evaluate(heads, [store], groups=columns)[0]
         assert row["animals:worst_group_top1"] == 1.0
         assert min(row["animals:group_top1"].values()) == 0.0
-        (found,) = compare(*heads, [store], groups=columns)
+        (found,) = compare(heads[0], heads[1], [store], groups=columns)
         assert found["worst_group_top1"]["a"][0] == 1.0
 
 

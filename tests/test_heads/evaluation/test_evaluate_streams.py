@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from fakes import NumpyDataset, NumpyEncoder
 
-from featcache import EncodeOptions, ImageStore, encode_dataset, open_store
+from featcache import EncodeOptions, ImageStore, encode_dataset
 from featcache.cli.main import main
 from featcache.processes import sum_over_ranks
+from featcache.store import open_image_store
 from heads import KNN, LinearHead, Ridge, evaluate, interpolate, judge, save
 from heads.evaluation.passes import StorePass, jobs_for, rows_of_rank
 
@@ -70,7 +71,8 @@ def test_a_store_in_s3_is_evaluated_as_one_on_a_disk(bucket: str, tmp_path: Path
 @pytest.mark.parametrize("reader", ["mapped", "zarr"])
 def test_every_reader_gives_the_same(tmp_path: Path, reader: str) -> None:
     store = encoded(tmp_path / "cache", broken=(0, 149))
-    assert evaluate(heads_on(store), [open_store(store.path, reader)]) == evaluate(heads_on(store), [store])
+    again = open_image_store(store.path, reader=reader)
+    assert evaluate(heads_on(store), [again]) == evaluate(heads_on(store), [store])
 
 
 @pytest.mark.parametrize("size", [2, 3, 200])

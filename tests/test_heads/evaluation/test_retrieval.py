@@ -163,7 +163,7 @@ def test_the_verb_takes_a_store_a_file_or_a_column(pair: tuple[Any, Any], cli: A
         @property
         def index(self) -> SampleIndex:
             own = super().index
-            sentences = ["" if row == 3 else f"image {row}" for row in range(40)]
+            sentences = np.array(["" if row == 3 else f"image {row}" for row in range(40)], object)
             return replace(own, ids=[f"c-{i}" for i in own.ids], metadata={"caption": sentences})
 
     featcache.encode(Captioned(), model=NumpyEncoder(), root=tmp_path / "cache")

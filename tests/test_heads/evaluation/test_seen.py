@@ -211,10 +211,10 @@ def test_all_heads_are_judged_on_the_rows_that_none_has_seen(splits: dict[str, I
     heads = [Ridge([1.0]).fit(splits["train"]), Ridge([1.0]).fit(pool.store([0, 1, 2, 5, 31, 32], name="more"))]
     rows = evaluate(heads, [splits["mixed"]], seen="exclude")
     assert [row["clean:n_excluded"] for row in rows] == [4, 4]  # 3, 7 and 31, 32
-    (record,) = compare(*heads, [splits["mixed"]], seen="exclude", draws=20)
+    (record,) = compare(heads[0], heads[1], [splits["mixed"]], seen="exclude", draws=20)
     assert (record["n"], record["n_excluded"]) == (2, 4)
     with pytest.raises(HeadError, match="2 of the 6 rows"):
-        compare(*heads, [splits["mixed"]])
+        compare(heads[0], heads[1], [splits["mixed"]])
 
 
 def test_the_training_split_under_its_own_name_gives_figures_of_training_rows(splits: dict[str, ImageStore]) -> None:

@@ -1,6 +1,7 @@
 """Loaded heads where scikit-learn and torch take fitted models."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_a_loaded_head_is_a_fitted_classifier(head: LogitHead, data: tuple[np.nd
 def test_probabilities_follow_from_coef(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     X, y = data
     ridge = Ridge().fit(X, y)
-    head = load(ridge.save(tmp_path / "head.safetensors"))
+    head: Any = load(ridge.save(tmp_path / "head.safetensors"))
     expected = softmax((X.astype(np.float64) @ ridge.coef_.T + ridge.intercept_) / ridge.temperature_, axis=1)
     np.testing.assert_allclose(ridge.predict_proba(X), expected, atol=1e-12)
     np.testing.assert_allclose(softmax(X @ head.coef_.T + head.intercept_, axis=1), expected, atol=1e-5)

@@ -30,7 +30,7 @@ def test_predictions_are_the_sigmoid_and_the_thresholds(fitted_multilabel: Any, 
 def test_saved_and_loaded_is_the_same_head(fitted_multilabel: Any, tagged: Any, tmp_path: Path) -> None:
     head = fitted_multilabel.frozen().with_thresholds([0.5, np.inf, -1.0, 0.0, 2.0])
     heads.save(head, tmp_path / "head")
-    loaded = heads.load(tmp_path / "head")
+    loaded: Any = heads.load(tmp_path / "head")
     X, _ = tagged(seed=5).numpy()
     np.testing.assert_array_equal(loaded.logits(X), head.logits(X))
     np.testing.assert_array_equal(loaded.thresholds, head.thresholds)

@@ -250,7 +250,8 @@ def test_blocks_add_up_and_runs_repeat(impl: str) -> None:
 
 def test_threads_do_not_change_a_bit() -> None:
     X, W, y = unit(11, 3000, 16, 300)
-    one, two = ({}, {})
+    one: dict[str, Any] = {}
+    two: dict[str, Any] = {}
     for threads, found in ((1, one), (2, two)):
         with threadpool_limits(threads, user_api="blas"):
             found.update(vars(linear_nll(X, W, y, logit_scale=30.0, impl="cpu", per_sample=True)))
@@ -389,4 +390,5 @@ def test_auto_goes_by_device_and_type(
     monkeypatch.setattr(dispatch, "_load", lambda name: name)
     features = SimpleNamespace(device=SimpleNamespace(type=device), dtype=kinds[0])
     problem: Any = SimpleNamespace(features=features, weights=[SimpleNamespace(dtype=kinds[1])])
-    assert dispatch._implementation("auto", problem) == expected
+    found: Any = dispatch._implementation("auto", problem)
+    assert found == expected

@@ -67,7 +67,9 @@ def test_external_names_are_escaped(tmp_path):
 
 def test_the_page_needs_no_network_and_runs_its_own_script_alone(tmp_path):
     text = write_page([row("a", (0.5, 0.4, 0.3))], tmp_path / "a.html").read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    found = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert found is not None
+    script = found[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [meta["content"] for meta in Reader(text).all("meta") if "http-equiv" in meta]
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"

@@ -105,7 +105,7 @@ def test_neighbours(arrays: tuple[Any, Any], stored: bool, request: Any) -> None
     rows: Any = (torch.from_numpy(X), torch.from_numpy(y))
     selection: Any = (torch.from_numpy(X2), torch.from_numpy(y2))
     if stored:
-        rows, selection = (ResidentStore(*rows, NAMES),), ResidentStore(*selection, NAMES, split="val")  # type: ignore[call-arg]
+        rows, selection = (ResidentStore(*rows, NAMES),), ResidentStore(*selection, NAMES, split="val")  # type: ignore[call-arg,misc]
     found = KNN(ks).fit(*rows)
     assert isinstance(found.head_.bank.features, torch.Tensor)
     assert found.accuracies_ == want.accuracies_

@@ -89,7 +89,7 @@ def test_rows_without_a_key_are_not_those_of_the_texts(images: Any, texts: Any) 
     stacked = heads.stack(zero, select)
     assert stacked.score(val) > 0.8
     with pytest.raises(HeadError, match="was chosen on stream/val"):
-        heads.evaluate([stacked], [select])
+        heads.evaluate([stacked], [select])  # type: ignore[list-item]
 
 
 def test_a_stream_that_fitted_a_head_is_still_known(images: Any) -> None:

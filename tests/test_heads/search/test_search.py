@@ -34,9 +34,15 @@ class Copy:
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[Copy]:
     """faiss with two GPUs, and the indexes that are brought there."""
-    faiss, made = pytest.importorskip("faiss"), []
+    faiss = pytest.importorskip("faiss")
+    made: list[Copy] = []
+
+    def copied(index: Any) -> Copy:
+        made.append(Copy(index))
+        return made[-1]
+
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
-    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: made.append(Copy(index)) or made[-1])
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", copied)
     return made
 
 
@@ -80,7 +86,7 @@ def test_probes_reach_the_index_and_its_file(draw: Any, tmp_path: Any) -> None:
     head = KNN([5, 20], index="faiss-ivf", probes=24).fit(X, y)
     assert head.head_.bank._search._index.nprobe == 24
     assert head.provenance_["params"]["probes"] == 24
-    loaded = heads.load(head.save(tmp_path / "knn.safetensors"))
+    loaded: Any = heads.load(head.save(tmp_path / "knn.safetensors"))
     assert loaded.bank._search._index.nprobe == 24
     np.testing.assert_array_equal(loaded.logits(X[:50]), head.frozen().logits(X[:50]))
     assert KNN(5, index="faiss-ivf").fit(X, y).head_.bank._search._index.nprobe == 16

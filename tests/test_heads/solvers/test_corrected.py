@@ -1,5 +1,7 @@
 """Leave-one-out errors from bfloat16 products: right to 1e-5, or left to float32."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -128,7 +130,12 @@ def test_chosen_by_itself_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("heads.solvers.ridge.leave_one_out._SMALL_WORK", 0)
     asked: list[bool] = []
     whole = corrected.mean_errors
-    monkeypatch.setattr(corrected, "mean_errors", lambda *a: asked.append(True) or whole(*a))
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(True)
+        return whole(*arguments)
+
+    monkeypatch.setattr(corrected, "mean_errors", counted)
     for native, times in ((False, 0), (True, 1)):
         monkeypatch.setattr(corrected, "has_bfloat16", lambda native=native: native)
         leave_one_out_errors(spectrum_of(rows), lambda: [rows], ALPHAS)

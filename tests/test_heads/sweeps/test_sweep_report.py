@@ -1,6 +1,7 @@
 """Sweeps as rows and curves of a report: means and spreads over seeds."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_means_over_seeds_leave_out_what_has_no_value(missing, place):
     """A draw without a positive of any class has no mAP, be it the first or not, read from a file or just computed."""
     values = [0.7, 0.9]
     values.insert(place, missing)
-    base = {"data": "d", "model": None, "head": "multilabel_ridge", "setting": {}, "shots": 1}
+    base: dict[str, Any] = {"data": "d", "model": None, "head": "multilabel_ridge", "setting": {}, "shots": 1}
     (found,) = summarise([{**base, "seed": seed, "t:map_macro": value} for seed, value in enumerate(values)])
     assert found.mean["t:map_macro"] == pytest.approx(0.8)
     assert found.spread["t:map_macro"] == pytest.approx(np.std([0.7, 0.9], ddof=1))

@@ -50,7 +50,7 @@ def by_hand(head: AttentiveHead, X: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_logits_are_the_formula_in_float64(pieces: int) -> None:
     X, y = needles(40, 0)
-    head = Attentive(queries=4, heads=pieces, epochs=3, lr=1e-2).fit(X, y).frozen()
+    head: Any = Attentive(queries=4, heads=pieces, epochs=3, lr=1e-2).fit(X, y).frozen()
     np.testing.assert_allclose(head.logits(X), by_hand(head, X), atol=2e-5)
     assert head.queries.shape == (4 * pieces, 9)
     np.testing.assert_allclose(head.attention(X).sum(axis=2), 1, rtol=1e-5)
@@ -112,7 +112,8 @@ def test_other_shapes_are_refused() -> None:
         head.predict(X[..., :8])
     with pytest.raises(HeadError, match="2-D"):
         Ridge().fit(X, y)
-    for bad in ({"queries": 0}, {"lr": 0.0}, {"lr": []}, {"weight_decay": -1.0}, {"batch_size": 0}):
+    wrong: list[dict[str, Any]] = [{"queries": 0}, {"lr": 0.0}, {"lr": []}, {"weight_decay": -1.0}, {"batch_size": 0}]
+    for bad in wrong:
         with pytest.raises(HeadError):
             Attentive(**bad).fit(X, y)
     X[3, 2, 1] = np.nan

@@ -90,7 +90,7 @@ def test_from_a_tap_to_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             path.rename(tmp_path / "pictures" / "test" / kind / path.name)
     for split in ("train", "test"):
         assert main(["encode", "imagefolder:pictures", "--split", split, "--model", model, "--tap", TAP]) == 0
-    store = featcache.find_store("pictures/train")
+    store: Any = featcache.find_store("pictures/train")
     tap = store.tap(TAP)
     assert tap.visual_projection is not None
     assert (tap.visual_projection.weights.shape, tap.visual_projection.text_digests) == ((32, 24), store.text_digests)
@@ -117,7 +117,7 @@ def test_before_training_it_is_the_models_own_zero_shot_head_and_then_the_papers
     kind: str, tmp_path: Path
 ) -> None:
     """Features in float32, straight from the model, so that nothing but the head is compared."""
-    encoder = load_encoder("tiny" if kind == "tiny" else write_folder(tmp_path / "clip", make_model(seed=3)))
+    encoder: Any = load_encoder("tiny" if kind == "tiny" else write_folder(tmp_path / "clip", make_model(seed=3)))
     chance = np.random.default_rng(0)
     pictures = [Image.fromarray(p) for p in chance.integers(0, 256, (24, 40, 40, 3), np.uint8)]
     names, y = ("cat", "dog", "car"), np.arange(24) % 3

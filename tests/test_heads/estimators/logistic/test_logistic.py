@@ -176,7 +176,12 @@ def test_size_decides_by_default(images: Any, monkeypatch: pytest.MonkeyPatch) -
     store, passes = images(n=300, block_rows=64), []
     monkeypatch.setattr("heads.estimators.logistic.training_rows.machine_memory", lambda: 2 * 4 * 300 * 12 - 1)
     blocks = store.blocks
-    store.blocks = lambda: (passes.append(1), blocks())[1]
+
+    def counted() -> Any:
+        passes.append(1)
+        return blocks()
+
+    store.blocks = counted
     Logistic(1.0).fit(store)
     streamed = len(passes)
     monkeypatch.setattr("heads.estimators.logistic.training_rows.machine_memory", lambda: 2 * 4 * 300 * 12)

@@ -75,9 +75,10 @@ def test_folds_by_subtraction_choose_what_refits_choose(draw: Any, fit_intercept
     np.testing.assert_allclose(head.cv_errors_ * 3, expected, rtol=1e-6)
     assert head.alpha_ == ALPHAS[expected.argmin()]
     assert head.provenance_["params"]["selection"] == "folds"
-    splits = Ridge(ALPHAS, fit_intercept=fit_intercept, cv=list(KFold(4, shuffle=True, random_state=0).split(X)))
+    parts = list(KFold(4, shuffle=True, random_state=0).split(X))
+    splits = Ridge(ALPHAS, fit_intercept=fit_intercept, cv=parts)
     shuffled = np.empty(n, int)
-    for k, (_, test) in enumerate(splits.cv):
+    for k, (_, test) in enumerate(parts):
         shuffled[test] = k
     expected = refit_errors(X, np.eye(3)[y], shuffled, fit_intercept=fit_intercept)
     np.testing.assert_allclose(splits.fit(X, y).cv_errors_ * 3, expected, rtol=1e-6)
