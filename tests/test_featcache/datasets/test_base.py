@@ -140,7 +140,7 @@ def test_a_source_can_be_a_callable(monkeypatch):
         seen.append((argument, labels))
         return ImageFiles(name, split, index, str.encode)
 
-    seen = []
+    seen: list[tuple[str, str]] = []
     monkeypatch.setitem(DATASETS, "mine", opener)
     found = open_dataset("mine:a:b", "val", labels="int", name="n")
     assert (seen, found.name, found.split) == ([("a:b", "int")], "n", "val")

@@ -31,6 +31,8 @@ ALPHAS = [0.0, 0.5, 1.0]
 class Few:
     """The first rows of a split of the digits, under another name."""
 
+    decoding = prepared = opened_as = None
+
     def __init__(self, split: str, n: int = 60, name: str = "few") -> None:
         self.base, self.name, self.split = open_dataset("digits", split), name, split
         index = self.base.index

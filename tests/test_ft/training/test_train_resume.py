@@ -59,6 +59,8 @@ SHARED = ("cross entropy", "contrastive", UNHARMED)
 class Few:
     """The first images of a split of digits."""
 
+    decoding = prepared = opened_as = None
+
     def __init__(self, split: str, n: int) -> None:
         whole = open_dataset("digits", split)
         index = whole.index
