@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work
-from featcache.store import BankStore, StoreWriter, claims, open_store, writer
+from featcache.encoding.outputs import Work
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob
+from featcache.store import BankStore, StoreWriter, claims, writer
 from featcache.store.layout import ArraySpec, zarr_metadata
 from featcache.store.places import local
 from featcache.store.places.local import File
@@ -211,11 +212,6 @@ class Job(StoreJob[BankStore]):
         self.rows = rows(version)
         identity = {"encoder": {"text": "numbers"}, "dataset": {"rows": ROWS}}
         super().__init__(root, identity, ROWS, "numbers", chunk_rows=CHUNK_ROWS)
-
-    def open(self) -> BankStore:
-        store = open_store(self.path)
-        assert isinstance(store, BankStore)
-        return store
 
     def layout(self, chunk_rows: int) -> Layout:
         nan = float("nan")

@@ -7,7 +7,7 @@ from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.errors import FeatcacheError
 from featcache.progress import format_bytes
 from featcache.store import find_path, resolve_root
-from featcache.store.upkeep.maintenance import delete, find_garbage
+from featcache.store.upkeep.deletion import delete, find_garbage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

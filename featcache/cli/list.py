@@ -8,7 +8,8 @@ from featcache.cli.arguments import root_argument, show, terminal_width
 from featcache.errors import FeatcacheError
 from featcache.progress import counted, format_age, format_bytes
 from featcache.store import list_stores, resolve_root
-from featcache.store.catalogue import Entry, address
+from featcache.store.catalogue import Entry
+from featcache.store.finding import address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

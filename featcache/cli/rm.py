@@ -5,7 +5,7 @@ import argparse
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.progress import format_bytes
 from featcache.store import find_path, resolve_root
-from featcache.store.upkeep.maintenance import delete, stores_to_delete
+from featcache.store.upkeep.deletion import delete, stores_to_delete
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ import torch
 from featcache.encoders import Encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoding.chunks import encoder_info, unit_texts
-from featcache.encoding.store_job import Contents, JobResult, Layout, MadeChunk, StoreJob, Work, stored_rows
+from featcache.encoding.outputs import Work, stored_rows
+from featcache.encoding.store_job import Contents, JobResult, Layout, MadeChunk, StoreJob
 from featcache.errors import EncoderError, MismatchError, PromptError
 from featcache.progress import Progress
 from featcache.store import BankStore, StoreWriter, find_path, open_bank_store, resolve_root
@@ -146,9 +147,6 @@ class _BankJob(StoreJob[BankStore]):
         tokens = checksum(ids.numpy().astype("<i8").tobytes())
         identity = {"encoder": encoder.text_identity, "dataset": {**drawn, "tokens": tokens}}
         super().__init__(root, identity, len(ids), f"banks/{name} with {encoder.name}", progress=progress)
-
-    def open(self) -> BankStore:
-        return open_bank_store(self.path)
 
     def layout(self, chunk_rows: int) -> Layout:
         dim, nan = self.encoder.dim, float("nan")

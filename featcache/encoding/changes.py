@@ -49,11 +49,20 @@ def same_labels(store: ImageStore, index: SampleIndex) -> bool:
     Equal digests suffice, but after `relabel` they may differ: they include the labels of unreadable rows, which are
     not stored.
     """
-    if store.labels_digest == labels_digest(index.truth, index.classnames):
-        return True
-    if store.classnames != index.classnames or store.multilabel != (index.targets is not None):
-        return False
-    return bool((store.truth == index.truth)[store.valid].all())
+    return store.labels_digest == labels_digest(index.truth, index.classnames) or not label_difference(store, index)
+
+
+def label_difference(store: ImageStore, index: SampleIndex) -> str:
+    """How class names and labels of readable rows differ from the stored ones, in words; empty if they do not."""
+    if store.classnames != index.classnames:
+        pairs = zip(store.classnames, index.classnames, strict=False)
+        counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
+        return f"the class names differ ({next((f'{a!r} there, {b!r} now' for a, b in pairs if a != b), counts)})"
+    if store.multilabel != (index.targets is not None):
+        kinds = "one label per row", "any number of labels per row"
+        return f"the store has {kinds[store.multilabel]}, these have {kinds[not store.multilabel]}"
+    rows = np.flatnonzero((store.truth != index.truth).reshape(len(index), -1).any(axis=1) & store.valid)
+    return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})" if len(rows) else ""
 
 
 def _of_content(identity: Json, index: SampleIndex, root: StorePath, folder: StorePath) -> Json:

@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset
@@ -25,13 +24,14 @@ from featcache.encoders.modules import ModuleEncoder
 from featcache.encoders.preparation import decoded_for
 from featcache.encoders.taps import PRE_PROJECTION, find_tap
 from featcache.encoding.augment import AUGMENTATIONS, view_of
-from featcache.encoding.changes import changed_rows, known_identity, same_labels, spot_rows
+from featcache.encoding.changes import changed_rows, known_identity, label_difference, same_labels, spot_rows
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
+from featcache.encoding.outputs import Work, stored_chunk, stored_rows
 from featcache.encoding.pace import BatchSize, measured_chunk_rows
 from featcache.encoding.pipeline import default_workers, prepared, read_sample
 from featcache.encoding.reuse import Donors
-from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, stored_chunk, stored_rows
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob
 from featcache.errors import (
     ContentChangedError,
     DatasetError,
@@ -42,7 +42,7 @@ from featcache.errors import (
     LabelsChangedError,
 )
 from featcache.progress import Progress, as_progress, counted
-from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
+from featcache.store import BadRow, ImageStore, StoreWriter, resolve_root
 from featcache.store.catalogue import add_name
 from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
 from featcache.store.key import Json, store_key
@@ -182,7 +182,7 @@ def encode_dataset(
         relabelled = job.relabel(store)
         if options.parts:
             job.run()
-        store = open_image_store(job.path)
+        store = job.open()
     job.sweep()
     seconds = time.perf_counter() - began
     hit = found and not job.encoded + job.copied
@@ -236,10 +236,6 @@ class ImageJob(StoreJob[ImageStore]):
             view_of(part, encoder)
 
     # What the store holds
-
-    def open(self) -> ImageStore:
-        """See `StoreJob.open`."""
-        return open_image_store(self.path)
 
     def layout(self, chunk_rows: int) -> Layout:
         """See `StoreJob.layout`."""
@@ -401,9 +397,14 @@ class ImageJob(StoreJob[ImageStore]):
 
         LabelsChangedError if they differ and `update_labels` is off.
         """
-        difference = self._difference(store)
+        index, difference = self.index, ""
+        if not same_labels(store, index):
+            difference = label_difference(store, index)
+        elif store.metadata_digest != self.metadata_digest:
+            old, new = sorted(store.metadata) or "none", sorted(index.metadata) or "none"
+            difference = f"the metadata columns differ (stored {old}, now {new})"
         if difference and not self.options.update_labels:
-            columns = sorted({*store.metadata, *self.index.metadata})
+            columns = sorted({*store.metadata, *index.metadata})
             what = f"labels, class names and columns {', '.join(columns)}" if columns else "labels and class names"
             raise LabelsChangedError(
                 f"{self.what}: {difference}. {store.reference} holds the features of these images, which need no "
@@ -420,21 +421,3 @@ class ImageJob(StoreJob[ImageStore]):
             writer.reopen()
             self.finalise(Part(), writer)
         return bool(difference)
-
-    def _difference(self, store: ImageStore) -> str:
-        """How labels and columns differ from the stored ones, in words; empty if they do not."""
-        index = self.index
-        if same_labels(store, index):
-            if store.metadata_digest == self.metadata_digest:
-                return ""
-            old, new = sorted(store.metadata) or "none", sorted(index.metadata) or "none"
-            return f"the metadata columns differ from those of {store.reference} (stored {old}, now {new})"
-        if store.classnames != index.classnames:
-            return f"the class names differ from those of {store.reference}"
-        if store.multilabel != (index.targets is not None):
-            kinds = "one label per sample", "any number of labels per sample"
-            return f"{store.reference} has {kinds[store.multilabel]}, and the data set {kinds[not store.multilabel]}"
-        differs = store.truth != index.truth
-        rows = np.flatnonzero(differs.reshape(len(index), -1).any(axis=1) & store.valid)
-        named = f" (first: {index.ids[rows[0]]})" if len(rows) else ""
-        return f"{len(rows):,} of {len(index):,} labels differ from those of {store.reference}{named}"

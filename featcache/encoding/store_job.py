@@ -13,13 +13,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from featcache.encoding.behind import Behind
 from featcache.encoding.options import Share
+from featcache.encoding.outputs import Outputs, Work
 from featcache.errors import (
-    FeatcacheError,
     MismatchError,
     ShardDoneError,
     StoreCorruptError,
@@ -28,15 +25,15 @@ from featcache.errors import (
     StoreSchemaError,
 )
 from featcache.progress import Progress, Silent, Waits
-from featcache.store import BadRow, Marker, StoreWriter, read_manifest
+from featcache.store import BadRow, StoreWriter
 from featcache.store.claims import Claims
-from featcache.store.key import Json, checksum, store_key
-from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, Array, ArraySpec
+from featcache.store.finding import open_as
+from featcache.store.key import Json, store_key
+from featcache.store.layout import DEFAULT_CHUNK_ROWS, ArraySpec
 from featcache.store.manifest import begun_chunk_rows
-from featcache.store.places import StorePath, stat
+from featcache.store.places import StorePath
 from featcache.store.reading.base import Store
-from featcache.store.reading.checks import remedy
-from featcache.store.reading.parts import SHARED, Part, part_manifest
+from featcache.store.reading.parts import Part
 from featcache.store.writer import ChunkValues, Values
 
 S = TypeVar("S", bound=Store)
@@ -66,22 +63,6 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Work:
-    """One chunk, and its parts to make; ``Part()`` is the store itself.
-
-    If the store already has the chunk, `content` (n, 16) are its content hashes and `bad` its bad rows: a part that is
-    added later must come from the same images. `chunk_rows` is the size of a whole chunk.
-    """
-
-    chunk: int
-    rows: range
-    parts: tuple[Part, ...]
-    content: npt.NDArray[np.uint8] | None = None
-    bad: Mapping[int, str] = field(default_factory=dict)
-    chunk_rows: int = 0
-
-
-@dataclass(frozen=True)
 class MadeChunk:
     """The rows of one chunk, ready to be written; `copied` of them came from other stores."""
 
@@ -107,7 +88,7 @@ class StoreJob(ABC, Generic[S]):
     `chunk_rows` are the rows per chunk of a new store; one that was begun keeps its own.
     """
 
-    kind: type[Store]
+    kind: type[S]
     verb = "encode"
 
     def __init__(
@@ -131,9 +112,9 @@ class StoreJob(ABC, Generic[S]):
         self._claims = Claims(self.path)
         self.behind = Behind()
 
-    @abstractmethod
     def open(self) -> S:
         """The finished store at `path`."""
+        return open_as(self.kind, self.path)
 
     @abstractmethod
     def layout(self, chunk_rows: int) -> Layout:
@@ -232,7 +213,7 @@ class StoreJob(ABC, Generic[S]):
     def before(self, writer: StoreWriter) -> None:
         """Hook that runs before chunks are made, and may drop those that must be made again."""
 
-    def _run(self, outputs: "Outputs") -> S:
+    def _run(self, outputs: Outputs) -> S:
         failures, pause = 0, POLL_SECONDS[0]
         while failures < FINISH_ATTEMPTS:
             share = Share() if failures else self.share
@@ -264,7 +245,7 @@ class StoreJob(ABC, Generic[S]):
             "them done finishes the store, and the same command without --shard does what is left"
         )
 
-    def make_share(self, outputs: "Outputs", share: Share) -> int:
+    def make_share(self, outputs: Outputs, share: Share) -> int:
         """Make the unclaimed chunks of a share; returns the number of rows."""
         pending = outputs.pending()
         taken = self._taken(outputs, share.order(pending))
@@ -285,20 +266,20 @@ class StoreJob(ABC, Generic[S]):
         self.progress.finish()
         return rows
 
-    def _write(self, outputs: "Outputs", made: MadeChunk) -> None:
+    def _write(self, outputs: Outputs, made: MadeChunk) -> None:
         for part, values in made.values.items():
             writer = outputs.store if part == Part() else outputs.parts[part]
             writer.write_chunk(made.work.chunk, values, made.bad)
         self._claims.release(made.work.chunk)
 
-    def _taken(self, outputs: "Outputs", chunks: Sequence[int]) -> Iterator[Work]:
+    def _taken(self, outputs: Outputs, chunks: Sequence[int]) -> Iterator[Work]:
         for chunk in filter(self._claims.take, chunks):
             if (work := outputs.lacking(chunk)) is not None:
                 yield work
             else:  # another process has made it in the meantime
                 self._claims.release(chunk)
 
-    def _finish(self, outputs: "Outputs") -> bool:
+    def _finish(self, outputs: Outputs) -> bool:
         """Check every chunk and write the manifests; False if a chunk has to be made again."""
         damaged = [writer.drop_damaged() for _, writer in reversed(outputs.without_manifest())]
         if any(damaged) or outputs.pending():
@@ -318,83 +299,6 @@ class StoreJob(ABC, Generic[S]):
         contents = self.contents(part, writer)
         provenance = {"written": written_now(), **contents.provenance}
         writer.finalise(contents.whole, contents.info, provenance, contents.files)
-
-
-class Outputs:
-    """The writers of a store and its parts; tells what each chunk lacks, so that nothing else is made."""
-
-    def __init__(self, store: StoreWriter, parts: Mapping[Part, StoreWriter]) -> None:
-        self.store, self.parts = store, dict(parts)
-
-    def pending(self) -> list[int]:
-        """Chunks that the store or a part lacks, in order."""
-        done = {marker.chunk: marker for marker in self.store.markers()}
-        for writer in self.parts.values():
-            fit = {marker.chunk for marker in writer.markers() if _same_images(marker, done.get(marker.chunk))}
-            done = {chunk: marker for chunk, marker in done.items() if chunk in fit}
-        return [chunk for chunk in range(self.store.rows_spec.n_chunks) if chunk not in done]
-
-    def lacking(self, chunk: int) -> Work | None:
-        """What a chunk lacks, None if nothing; drops parts that were made from other images."""
-        rows, base = self.store.rows_spec.rows_of(chunk), self.store.marker(chunk)
-        if base is None:
-            parts = [part for part, writer in self.parts.items() if writer.marker(chunk) is None]
-            return Work(chunk, rows, (Part(), *parts), chunk_rows=self.store.rows_spec.chunk_rows)
-        lacking = []
-        for part, writer in self.parts.items():
-            marker = writer.marker(chunk)
-            if not _same_images(marker, base):
-                if marker is not None:
-                    writer.drop(chunk)
-                lacking.append(part)
-        if not lacking:
-            return None
-        content = stored_chunk(self.store, "content", chunk)
-        padded = self.store.specs["content"].chunk_bytes(content)
-        if checksum(padded) != base.checksums["content"]:
-            path = self.store.specs["content"].chunk_path(self.store.store, chunk)
-            raise StoreCorruptError(f"{path}: its bytes differ from their checksum; {remedy(self.store.store)}")
-        bad = {item.row: item.error for item in base.bad}
-        return Work(chunk, rows, tuple(lacking), content, bad, self.store.rows_spec.chunk_rows)
-
-    def bad(self) -> list[BadRow]:
-        """The bad rows of the store's finished chunks."""
-        return [row for marker in self.store.markers() for row in marker.bad]
-
-    def without_manifest(self) -> list[tuple[Part, StoreWriter]]:
-        """The unfinished outputs, the store itself last."""
-        outputs = [*self.parts.items(), (Part(), self.store)]
-        return [(part, writer) for part, writer in outputs if stat(writer.store / MANIFEST) is None]
-
-    def unfinished(self) -> list[Part]:
-        """The parts of a finished store that readers would refuse, or that lack a sidecar."""
-        lacking = []
-        for part, writer in self.parts.items():
-            try:
-                manifest = part_manifest(read_manifest(self.store.store), self.store.store, part)
-                whole = writer.files.keys() <= manifest.files.keys()  # earlier versions wrote no sidecars
-            except FeatcacheError:
-                whole = False
-            lacking += [] if whole else [part]
-        return lacking
-
-
-def _same_images(marker: Marker | None, base: Marker | None) -> bool:
-    """Whether a part's chunk was made from the same images as the store's."""
-    if marker is None or base is None:
-        return False
-    return all(marker.checksums[name] == base.checksums[name] for name in SHARED)
-
-
-def stored_chunk(writer: StoreWriter, name: str, chunk: int) -> Array:
-    """One chunk of an array as written, without padding."""
-    spec = writer.specs[name]
-    return spec.chunk_array(spec.chunk_path(writer.store, chunk).read_bytes())[: len(spec.rows_of(chunk))]
-
-
-def stored_rows(writer: StoreWriter, name: str) -> Array:
-    """All rows of an array as written."""
-    return np.concatenate([stored_chunk(writer, name, chunk) for chunk in range(writer.rows_spec.n_chunks)])
 
 
 def written_now() -> str:

@@ -14,13 +14,14 @@ import numpy.typing as npt
 from featcache.encoders import Encoder, LoadingOptions, load_encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoding.chunks import Float, encoder_info, normalise, unit_texts
-from featcache.encoding.store_job import Contents, JobResult, Layout, MadeChunk, StoreJob, Work, stored_rows
+from featcache.encoding.outputs import Work, stored_rows
+from featcache.encoding.store_job import Contents, JobResult, Layout, MadeChunk, StoreJob
 from featcache.errors import EncoderError, LabelsChangedError, PromptError
 from featcache.progress import Progress, as_progress
 from featcache.prompts import fill, load_templates, prompts_of
-from featcache.store import StoreWriter, TextStore, open_text_store, resolve_root
+from featcache.store import StoreWriter, TextStore, resolve_root
 from featcache.store.catalogue import add_name
-from featcache.store.layout import ArraySpec
+from featcache.store.layout import ArraySpec, text_arrays
 from featcache.store.places import StorePath
 from featcache.store.reading.parts import Part
 from featcache.store.writer import Values
@@ -122,18 +123,10 @@ class _TextJob(StoreJob[TextStore]):
         what = f"texts/{name} with {encoder.name}"
         super().__init__(root, identity, len(classnames), what, progress=progress, chunk_rows=rows)
 
-    def open(self) -> TextStore:
-        return open_text_store(self.path)
-
     def layout(self, chunk_rows: int) -> Layout:
-        dim, nan = self.encoder.dim, float("nan")
-        rows = {
-            "raw": ArraySpec("raw", "<f4", (self.n_rows, self.longest, dim), chunk_rows, nan),
-            "cls": ArraySpec("cls", "<f4", (self.n_rows, dim), chunk_rows, nan),
-            "counts": ArraySpec("counts", "<i8", (self.n_rows,), chunk_rows, -1),
-        }
-        ctx = ArraySpec("ctx", "<f4", (self.longest, dim), self.longest, nan)
-        return Layout(rows, {} if self.templates is None else {"ctx": ctx})
+        shape = (self.n_rows, self.longest, self.encoder.dim)
+        ctx = ArraySpec("ctx", "<f4", shape[1:], self.longest, float("nan"))
+        return Layout(text_arrays(shape, chunk_rows), {} if self.templates is None else {"ctx": ctx})
 
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
         for work in works:

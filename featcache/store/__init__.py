@@ -4,10 +4,10 @@
 files of a store, and with `writer` for how a store is written and how a killed run resumes.
 """
 
-from featcache.store.catalogue import (
+from featcache.store.catalogue import list_stores
+from featcache.store.finding import (
     find_path,
     find_store,
-    list_stores,
     open_bank_store,
     open_image_store,
     open_prior_store,
@@ -18,7 +18,7 @@ from featcache.store.key import content_key, resolve_root
 from featcache.store.manifest import BadRow, Manifest, Marker, read_manifest
 from featcache.store.reading.images import ImageStore
 from featcache.store.reading.texts import BankStore, PriorStore, TextStore
-from featcache.store.upkeep.maintenance import check_deep, repair, verify
+from featcache.store.upkeep.verification import check_deep, repair, verify
 from featcache.store.writer import StoreWriter
 
 __all__ = [

@@ -178,6 +178,17 @@ def label_arrays(truth: Array, chunk_rows: int) -> dict[str, ArraySpec]:
     return arrays
 
 
+def text_arrays(shape: tuple[int, ...], chunk_rows: int) -> dict[str, ArraySpec]:
+    """The row arrays of a text store of C classes x T prompts x width D; see `featcache.store.reading.texts`."""
+    nan = float("nan")
+    specs = (
+        ArraySpec("raw", "<f4", shape, chunk_rows, nan),
+        ArraySpec("cls", "<f4", (shape[0], shape[2]), chunk_rows, nan),
+        ArraySpec("counts", "<i8", shape[:1], chunk_rows, -1),
+    )
+    return {spec.name: spec for spec in specs}
+
+
 DIMENSIONS = {
     "features": ("row", "feature"),
     "norm": ("row",),

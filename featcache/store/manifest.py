@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated
 
 from featcache.errors import (
     FeatcacheError,
@@ -305,23 +305,6 @@ def _check_manifest(manifest: Manifest) -> None:
     _check_info(manifest.kind, manifest.info, {name: spec.shape for name, spec in manifest.all_arrays.items()})
     if not all(BadRow(*bad).fits(range(manifest.n_rows)) for bad in manifest.info.get("bad", ())):
         raise ValueError("bad rows out of range")
-
-
-class ImageInfo(TypedDict):
-    """`Manifest.info` of an image store; the fields of `COMMON` are in that of every kind of store."""
-
-    name: str
-    classnames: list[str]
-    encoder_name: str
-    dim: int
-    text_digests: list[str]
-    logit_scale: float | None
-    logit_bias: float | None
-    split: str
-    labels_digest: str
-    metadata_digest: NotRequired[str]
-    decoding: NotRequired[str | None]
-    bad: list[list[int | str]]
 
 
 COMMON: dict[str, object] = {"name": str, "classnames": list[str], "encoder_name": str, "dim": Count}

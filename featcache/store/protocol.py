@@ -71,6 +71,10 @@ class Encoded(Protocol):
     def dim(self) -> int:
         """D, the feature width."""
 
+    @property
+    def tokens(self) -> int | None:
+        """P, the number of tokens per image, of features (N, P, D); None for features (N, D)."""
+
 
 class FeatureSource(Encoded, Protocol):
     """Labelled rows of one split under one encoder, read in order."""
@@ -205,7 +209,7 @@ class TextSource(Scaled, Protocol):
 class SourceDefaults:
     """Defaults of a `FeatureSource`: a whole split of unaugmented images with one label each, of unknown length."""
 
-    visual_projection = sample = view_id = groups = n_rows = row_hashes = property(lambda self: None)
+    visual_projection = sample = view_id = groups = n_rows = row_hashes = tokens = property(lambda self: None)
     multilabel = property(lambda self: False)
 
 

@@ -30,7 +30,7 @@ from featcache.store.places import StorePath, files, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, begin, give_up, sync_files, sync_folder
 from featcache.store.places.targets import replacing, writing
 from featcache.store.reading.base import Store
-from featcache.store.upkeep.maintenance import check_deep, verify
+from featcache.store.upkeep.verification import check_deep, verify
 
 FORMAT = tarfile.PAX_FORMAT
 KEY = re.compile("[0-9a-f]{24}")

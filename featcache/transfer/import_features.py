@@ -7,7 +7,7 @@ data set, so its half of the key is a hash of the features, name and split.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -19,12 +19,14 @@ from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata
 from featcache.datasets.base import check_targets, warn_empty_classes
 from featcache.datasets.files import file_index
 from featcache.datasets.labels import MAX_CLASSES
+from featcache.encoding.changes import label_difference
 from featcache.encoding.chunks import normalise
+from featcache.encoding.outputs import Work
 from featcache.encoding.pipeline import worked_batches
-from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob
 from featcache.errors import DatasetError, FeatcacheWarning, LabelsChangedError
 from featcache.progress import counted, first_few
-from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
+from featcache.store import ImageStore, StoreWriter, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import Json, checksum, content_key
 from featcache.store.layout import Array, image_arrays, label_arrays
@@ -107,7 +109,10 @@ def import_features(
     store = job.finished()
     if store is None:
         return job.run()
-    difference = _difference(store, {key: job.info[key] for key in source.given}, index)
+    changed = [key for key in OPTIONAL if key in source.given and job.info[key] != store.info[key]]
+    difference = label_difference(store, index) or ", ".join(
+        f"its {key} was {store.info[key]}, now {job.info[key]}" for key in changed
+    )
     if not difference:
         return store
     if not update_labels:
@@ -151,9 +156,6 @@ class _ImportJob(StoreJob[ImageStore]):
             "bad": [],
         }
 
-    def open(self) -> ImageStore:
-        return open_image_store(self.path)
-
     def layout(self, chunk_rows: int) -> Layout:
         rows = image_arrays(self.n_rows, self.features.shape[1], chunk_rows)
         sidecar = {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)}
@@ -178,23 +180,7 @@ class _ImportJob(StoreJob[ImageStore]):
     def contents(self, part: Part, writer: StoreWriter) -> Contents:
         truth: dict[str, Array] = {"labels": self.index.labels}
         truth |= {} if self.index.targets is None else {"targets": self.index.targets}
-        return Contents(self.info, {"imported": True, "written": written_now()}, truth)
-
-
-def _difference(store: ImageStore, given: Mapping[str, object], index: SampleIndex) -> str:
-    """Description of the first difference from the store, or empty; `given` are the user's values of `OPTIONAL`."""
-    if store.classnames != index.classnames:
-        pairs = zip(store.classnames, index.classnames, strict=False)
-        counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
-        return f"its class names differ ({next((f'{a!r} there, {b!r} now' for a, b in pairs if a != b), counts)})"
-    if store.multilabel != (index.targets is not None):
-        kinds = "one label per row", "any number of labels per row"
-        return f"it has {kinds[store.multilabel]}, these have {kinds[not store.multilabel]}"
-    rows = np.flatnonzero((store.truth != index.truth).reshape(len(index), -1).any(axis=1))
-    if len(rows):
-        return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})"
-    changed = [key for key in OPTIONAL if key in given and given[key] != store.info[key]]
-    return ", ".join(f"its {key} was {store.info[key]}, now {given[key]}" for key in changed)
+        return Contents(self.info, {"imported": True}, truth)
 
 
 def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.encoding.chunks import normalise
-from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
+from featcache.encoding.outputs import Work
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob
 from featcache.encoding.texts import CHUNK_NBYTES, class_means
 from featcache.errors import DatasetError
-from featcache.store import StoreWriter, TextStore, open_text_store, resolve_root
+from featcache.store import StoreWriter, TextStore, resolve_root
 from featcache.store.key import Json, checksum
-from featcache.store.layout import Array, ArraySpec
+from featcache.store.layout import Array, text_arrays
 from featcache.store.places import StorePath
 from featcache.store.reading.parts import Part
 from featcache.transfer.formats import Foreign
@@ -136,17 +137,8 @@ class _TextImport(StoreJob[TextStore]):
         rows = max(1, CHUNK_NBYTES // self.raw[0].nbytes)
         super().__init__(root, identity, len(raw), f"texts/{name}", chunk_rows=rows)
 
-    def open(self) -> TextStore:
-        return open_text_store(self.path)
-
     def layout(self, chunk_rows: int) -> Layout:
-        n, dim = len(self.raw), self.raw.shape[-1]
-        specs = [
-            ArraySpec("raw", "<f4", self.raw.shape, chunk_rows, float("nan")),
-            ArraySpec("cls", "<f4", (n, dim), chunk_rows, float("nan")),
-            ArraySpec("counts", "<i8", (n,), chunk_rows, -1),
-        ]
-        return Layout({spec.name: spec for spec in specs})
+        return Layout(text_arrays(self.raw.shape, chunk_rows))
 
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
         for work in works:
@@ -155,4 +147,4 @@ class _TextImport(StoreJob[TextStore]):
             yield MadeChunk(work, {Part(): {"raw": raw, "cls": class_means(raw), "counts": self.counts[rows]}})
 
     def contents(self, part: Part, writer: StoreWriter) -> Contents:
-        return Contents(self.info, {"imported": True, "written": written_now()})
+        return Contents(self.info, {"imported": True})

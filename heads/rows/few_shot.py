@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, Derived, FeatureTable, of_origin
-from featcache.store.reading.tokens import block_rows, feature_shape, tokens_of
+from featcache.store.reading.tokens import block_rows, feature_shape
 from heads.rows.samples import Array, Ints, to_numpy
 
 
@@ -85,6 +85,7 @@ class FewShotStore(Derived):
 
     view_id = of_origin("view_id")
     visual_projection = of_origin("visual_projection")
+    tokens = of_origin("tokens")
 
     @property
     def origin(self) -> FeatureTable:
@@ -93,11 +94,6 @@ class FewShotStore(Derived):
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def tokens(self) -> int | None:
-        """Tokens per image P if features are (N, P, D), else None."""
-        return tokens_of(self.store)
 
     @property
     def labels(self) -> Ints:

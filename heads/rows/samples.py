@@ -19,7 +19,7 @@ from sklearn.exceptions import DataConversionWarning
 from featcache.errors import HeadError
 from featcache.store import ImageStore
 from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
-from featcache.store.reading.tokens import tokens_of, tokens_remedy
+from featcache.store.reading.tokens import tokens_remedy
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -143,8 +143,8 @@ def to_numpy(value: object) -> Array:
 
 def refuse_tokens(source: Encoded, what: str) -> None:
     """Raise HeadError, beginning with `what`, if the source has tokens: only some heads take them."""
-    if (tokens := tokens_of(source)) is not None:
-        raise HeadError(f"{what}: {source.name} has {tokens_remedy(tokens, source.dim)}")
+    if source.tokens is not None:
+        raise HeadError(f"{what}: {source.name} has {tokens_remedy(source.tokens, source.dim)}")
 
 
 def feature_blocks(X: Rows, *, tokens: bool = False) -> Iterator[Features]:

@@ -132,16 +132,9 @@ def block_rows(shape: Sequence[int], rows: int, itemsize: int = 4) -> int:
     return max(1, min(rows, BLOCK_NBYTES // (int(np.prod(shape[1:])) * itemsize)))
 
 
-def tokens_of(source: object) -> int | None:
-    """P of a source with tokens (N, P, D); None for features (N, D), of which a source need not say so."""
-    found: int | None = getattr(source, "tokens", None)
-    return found
-
-
 def feature_shape(store: Encoded) -> tuple[int, ...]:
     """Shape of one image's features: (D,), or (P, D) with tokens."""
-    tokens = tokens_of(store)
-    return (store.dim,) if tokens is None else (tokens, store.dim)
+    return (store.dim,) if store.tokens is None else (store.tokens, store.dim)
 
 
 class PooledReader(Reader):

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from featcache.errors import DatasetError, MismatchError
-from featcache.store.catalogue import list_stores, open_store
+from featcache.store.catalogue import list_stores
 from featcache.store.columns import labels_digest
+from featcache.store.finding import open_store
 from featcache.store.key import Json
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import read_manifest

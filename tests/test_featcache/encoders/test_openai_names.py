@@ -10,7 +10,7 @@ from featcache.encoders import load_encoder
 from featcache.encoders.model_names import QUICK, open_clip_name
 from featcache.errors import ActivationMismatchError, EncoderError, FeatcacheError
 from featcache.store import find_store
-from featcache.store.catalogue import openai_name
+from featcache.store.finding import openai_name
 from ft.checkpoints.parents import parent_of
 
 NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")

@@ -13,7 +13,7 @@ from featcache.cli.main import main
 from featcache.errors import FeatcacheError, ImageReadError
 from featcache.store import verify
 from featcache.store.places import local as atomic
-from featcache.store.upkeep.maintenance import delete, find_garbage
+from featcache.store.upkeep.deletion import delete, find_garbage
 
 DAY = 86_400.0
 

@@ -13,7 +13,7 @@ from fakes import NumpyDataset, NumpyEncoder
 from featcache.encoding.images import EncodeOptions, encode_dataset
 from featcache.progress import Silent
 from featcache.store import ImageStore, list_stores
-from featcache.store.upkeep.maintenance import delete, find_garbage
+from featcache.store.upkeep.deletion import delete, find_garbage
 from heads import HEADS, Ridge, few_shot, resident
 from heads.estimators.base import LinearClassifier
 from heads.estimators.kept_moments import moments_path, worth_keeping
