@@ -27,11 +27,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal
 
 from featcache.encoders import PREPARATIONS
 from featcache.errors import HeadError
-from featcache.parameters import check_regular
+from featcache.parameters import OneOf, check_record, check_regular
 from heads.evaluation.metrics import METRICS, Metric, Row
 from heads.report.rows import alpha_of, is_wise_ft, label_of, mean_of, name_of
 from heads.report.tables import aligned_lines
@@ -44,8 +44,14 @@ KEYS = {
     *("title", "source", "model", "method", "name", "prompts", "preprocess", "preprocessing", "protocol"),
     *("on_request", "datasets", "rows", "average_of", "alpha", "shots", "settings", "tolerance", "average"),
 }
+KINDS: dict[str, object] = {
+    **dict.fromkeys(("datasets", "average_of"), list[str]),
+    **dict.fromkeys(("tolerance", "settings"), dict[str, float]),
+    **dict.fromkeys(("alpha", "shots", "average"), float),
+    "method": Annotated[str, OneOf(*METHODS)],
+}
+VALUES = list[float | Literal[""]]
 UNKNOWN = Metric("", "%", higher_is_better=True)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -146,16 +152,13 @@ def read_figures(path: str | Path) -> list[Figure]:
         raise HeadError(f"{path}: {error!r}; expected system, and tables with rows of lists by data set") from error
 
 
-def _figures(path: Path, system: str, known: Mapping[str, object]) -> Iterator[Figure]:
+def _figures(path: Path, system: str, known: Row) -> Iterator[Figure]:
     """The figures of a row, to which the keys of its table have been added."""
-    names = tuple(map(str, _checked(known["datasets"], list)))
     metrics = [key for key in known if key not in KEYS]
-    method = str(known["method"])
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}, expected one of {', '.join(METHODS)}")
-    tolerances = _checked(known["tolerance"], dict)
+    check_record(known, KINDS | dict.fromkeys(metrics, VALUES), system, ("datasets", "method", "tolerance"))
+    names, method, tolerances = known["datasets"], known["method"], known["tolerance"]
 
-    def figure(datasets: Sequence[str], metric: str, value: object) -> Figure:
+    def figure(datasets: Sequence[str], metric: str, value: float) -> Figure:
         factor = METRICS.get(metric, UNKNOWN).factor
         return Figure(
             file=path.stem,
@@ -163,37 +166,24 @@ def _figures(path: Path, system: str, known: Mapping[str, object]) -> Iterator[F
             **{key: str(known[key]) for key in ("title", "source", "preprocessing", "protocol", "model")},
             method=method,
             name=str(known.get("name", method.replace("_", "-"))),
-            datasets=tuple(map(str, datasets)),
+            datasets=tuple(datasets),
             metric=metric,
-            value=round(_number(value) / factor, 10),
-            tolerance=_number(tolerances[metric]) / factor,
-            alpha=_number(known.get("alpha", 0.0 if method == "zero_shot" else 1.0)),
-            shots=int(_number(known["shots"])) if "shots" in known else None,
+            value=round(value / factor, 10),
+            tolerance=tolerances[metric] / factor,
+            alpha=float(known.get("alpha", method != "zero_shot")),
+            shots=int(known["shots"]) if "shots" in known else None,
             **{key: str(known[key]) for key in ("prompts", "preprocess") if key in known},
             on_request=bool(known.get("on_request", False)),
-            settings={key: _number(value) for key, value in _checked(known.get("settings", {}), dict).items()},
+            settings={key: float(value) for key, value in known.get("settings", {}).items()},
         )
 
     for metric in metrics:
-        values = _checked(known[metric], list)
+        values = known[metric]
         if len(values) > len(names):
             raise ValueError(f"{metric} has {len(values)} values for {len(names)} data sets")
         yield from (figure([name], metric, v) for name, v in zip(names, values, strict=False) if v != "")
     if "average" in known:
-        yield figure(_checked(known.get("average_of", list(names)), list), metrics[0], known["average"])
-
-
-def _checked(value: object, kind: type[T]) -> T:
-    """The value, if it is a list or table (dict) of a TOML file."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is not a {'table' if kind is dict else 'list'}")
-    return value
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
+        yield figure(known.get("average_of") or names, metrics[0], known["average"])
 
 
 def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts: str | None = None) -> list[Comparison]:

@@ -173,7 +173,7 @@ def test_a_file_of_one_s_own_figures(tmp_path):
     assert (b.beyond, b.dataset) == (True, "b")
     assert mean.measured == pytest.approx(0.7075)
     path.write_text(text.replace("zero_shot", "magic") + "rows = [{ top1 = [1.0] }]\n")
-    with pytest.raises(HeadError, match="method 'magic'"):
+    with pytest.raises(HeadError, match="method is 'magic'"):
         read_figures(path)
 
 
