@@ -77,7 +77,7 @@ def test_features_heads_and_accuracy_are_those_of_the_library(
         assert row[f"{test.name}:top1"] == pytest.approx((scores.argmax(axis=1) == labels).mean())
 
 
-def test_it_is_short_and_runs(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_example_has_at_most_80_lines_and_runs(folders: dict[str, Path], tmp_path: Path) -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 80
     model = write_folder(tmp_path / "model", make_model())
     command = [sys.executable, str(EXAMPLE), model, str(folders["train"]), str(folders["test"]), "a {}", "the {}"]

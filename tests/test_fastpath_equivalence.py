@@ -136,7 +136,9 @@ def test_moments_streamed_and_subtracted(seed: int, n: int, dim: int, cut: int) 
 
 @settings(max_examples=40, deadline=None)
 @given(seeds, st.integers(1, 40), st.integers(2, 30), st.sampled_from([1e-3, 1.0, 100.0]), st.booleans(), st.booleans())
-def test_row_stats(seed: int, n: int, n_classes: int, scale: float, ties: bool, masked: bool) -> None:
+def test_row_statistics_equal_float64(
+    seed: int, n: int, n_classes: int, scale: float, ties: bool, masked: bool
+) -> None:
     rng = np.random.default_rng(seed)
     logits, labels = scale * rng.normal(size=(n, n_classes)), rng.integers(0, n_classes, n)
     if ties:

@@ -134,7 +134,7 @@ def test_a_gap_is_the_distance_from_the_optimum() -> None:
     assert left <= 0.01
 
 
-def test_a_geometry_is_that_of_its_rows(tmp_path: Path) -> None:
+def test_a_geometry_has_the_means_and_covariance_of_its_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(30), 40)
     means, factor = rng.normal(size=(30, 5)), rng.normal(size=(5, 5))

@@ -17,7 +17,7 @@ def test_the_class_is_the_colour_of_the_marked_square() -> None:
     assert (table_pooling.pictures("marked", 20, 1)[1] != labels).any()
 
 
-def test_the_table_runs(tmp_path: Path) -> None:
+def test_a_tiny_table_of_poolings_runs(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     assert table_pooling.main(["--rows", "30", "--epochs", "1", "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.bench_finetune import bars_of, main
 
 
-def test_tiny_run(tmp_path: Path) -> None:
+def test_a_tiny_run_reports_every_configuration(tmp_path: Path) -> None:
     out = tmp_path / "finetune.json"
     assert main(["--tiny", "--out", str(out)]) == 0
     record = json.loads(out.read_text())

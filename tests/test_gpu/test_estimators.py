@@ -28,7 +28,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("setting", [{}, {"cv": 4}])
-def test_ridge(rows: tuple[torch.Tensor, torch.Tensor], setting: dict[str, Any]) -> None:
+def test_ridge_on_a_gpu_equals_the_cpu(rows: tuple[torch.Tensor, torch.Tensor], setting: dict[str, Any]) -> None:
     from heads import Ridge
 
     X, y = rows
@@ -58,7 +58,7 @@ def test_logistic_on_resident_stores(rows: tuple[torch.Tensor, torch.Tensor]) ->
     assert judged[1]["arrays:nll"] == pytest.approx(judged[0]["arrays:nll"], rel=1e-3)
 
 
-def test_closed_forms(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_closed_form_heads_on_a_gpu_equal_the_cpu(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     from heads import LinearDiscriminant, NearestMean
 
     for kind in (LinearDiscriminant, NearestMean):
@@ -66,7 +66,7 @@ def test_closed_forms(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
         np.testing.assert_allclose(found.coef_, want.coef_, rtol=1e-6, atol=1e-9)
 
 
-def test_neighbours(rows: tuple[torch.Tensor, torch.Tensor], tmp_path: Any) -> None:
+def test_neighbours_on_a_gpu_equal_the_cpu(rows: tuple[torch.Tensor, torch.Tensor], tmp_path: Any) -> None:
     from heads import KNN, load
 
     X, y = rows[0][:6000], rows[1][:6000]
@@ -81,7 +81,7 @@ def test_neighbours(rows: tuple[torch.Tensor, torch.Tensor], tmp_path: Any) -> N
     assert (loaded.predict(rows[0][6000:7000]) == found.predict(rows[0][6000:7000])).mean() > 0.99
 
 
-def test_labels_and_selection_rows_there(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_labels_and_selection_rows_may_be_on_a_gpu(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     from featcache.errors import HeadError
     from heads import NearestMean
 

@@ -117,7 +117,7 @@ def test_two_runs_agree_to_the_bit(impl: str) -> None:
 
 
 @pytest.mark.parametrize("grid", [False, True])
-def test_no_array_of_logits(impl: str, grid: bool) -> None:
+def test_logits_are_never_held_as_one_array(impl: str, grid: bool) -> None:
     """Sixteen heads on 100,000 rows have 6.4 GB of logits; 512 MiB hold tiles, row statistics and their sums."""
     tensors = drawn(100_000, 2 if grid else 16, 1000, torch.bfloat16)
     alphas = np.linspace(0, 1, 16).tolist() if grid else None

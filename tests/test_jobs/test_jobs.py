@@ -121,7 +121,7 @@ def test_there_are_fifteen_jobs_of_at_most_four_commands() -> None:
         for title, check in zip(JOBS, CHECKS, strict=True)
     ],
 )
-def test_the_job_gets_done(
+def test_each_job_of_the_page_gives_the_expected_result(
     title: str, check: Callable[[str], None], scratch: Scratch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     check(run_block(JOBS[title], scratch, capfd))

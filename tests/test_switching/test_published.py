@@ -136,7 +136,7 @@ def test_prompts_that_differ_are_named_where_they_are_known():
         ({"alpha": 0.3, "freeze_encoder": True, "results_db": "r"}, ("linear", 0.3)),
     ],
 )
-def test_methods_of_rows(ours, method):
+def test_rows_are_matched_to_published_methods(ours, method):
     assert method_of(ours) == method
 
 

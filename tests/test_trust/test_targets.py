@@ -69,7 +69,7 @@ def test_targets_that_are_not_regular_files_are_refused_and_kept(
 
 
 @pytest.mark.parametrize("verb", ["fit", "export csv", "results"])
-def test_links_are_followed(place: Path, verb: str) -> None:
+def test_output_through_a_link_writes_the_linked_file(place: Path, verb: str) -> None:
     assert main([*FIT, "head.safetensors"]) == 0
     (place / "elsewhere").mkdir()
     link, file = place / "link", place / "elsewhere" / "file"

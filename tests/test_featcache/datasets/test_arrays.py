@@ -21,7 +21,7 @@ def floats(*shape):
     return RNG.uniform(0, 255, shape).astype(np.float32)
 
 
-def test_index(tmp_path):
+def test_the_index_lists_ids_sizes_stamps_and_labels(tmp_path):
     images = RNG.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
     data = open_dataset(save(tmp_path, images, np.array([2, 0, 1], np.int32)), "test", name="n")
     assert (data.name, data.split) == ("n", "test")
@@ -56,7 +56,7 @@ def test_grey_becomes_three_channels(tmp_path, shape):
     assert all(np.array_equal(decoded[..., k], images[1].reshape(shape[1:3])) for k in range(3))
 
 
-def test_fortran_order(tmp_path):
+def test_arrays_in_fortran_order_are_read_correctly(tmp_path):
     images = np.asfortranarray(floats(3, 4, 5, 3))
     data = open_dataset(save(tmp_path, images), "test")
     assert np.array_equal(data.decode(data.read(2), 2), images[2])

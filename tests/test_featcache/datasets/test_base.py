@@ -152,7 +152,7 @@ def test_names_that_would_break_results_rows(name):
         open_dataset("digits", "test", name=name)
 
 
-def test_what_a_users_data_set_leaves_out_is_none() -> None:
+def test_attributes_missing_from_a_users_data_set_are_none() -> None:
     """A class with the five members that every data set needs, and slots, which keep attributes from being set."""
 
     class Five:

@@ -41,7 +41,7 @@ def test_splits_are_disjoint_whole_and_stratified():
 
 
 @pytest.mark.parametrize("domain", list(DOMAINS))
-def test_domain(domain):
+def test_each_domain_keeps_ids_labels_and_stored_bytes(domain):
     data = open_dataset(f"digits:{domain}", "test")
     clean = open_dataset("digits", "test")
     assert data.name == ("digits" if domain == "clean" else f"digits-{domain}")
@@ -117,7 +117,7 @@ def test_sketch_is_dark_inside_and_outside():
     assert (one == 255).any()
 
 
-def test_errors():
+def test_unknown_domains_splits_and_labels_are_refused():
     with pytest.raises(DatasetError, match="unknown domain; expected one of clean, sketch"):
         open_dataset("digits:sketchy", "test")
     with pytest.raises(DatasetError, match=r"no split 'dev'; expected one of train \(1,000\)"):

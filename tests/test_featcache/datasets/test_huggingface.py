@@ -193,7 +193,7 @@ def test_batches_of_any_size_and_rows_without_an_image(tmp_path, monkeypatch, si
         data.read(4)
 
 
-def test_errors(saved, tmp_path, monkeypatch):
+def test_unknown_splits_columns_and_options_are_refused(saved, tmp_path, monkeypatch):
     for spec, split, message in [
         (f"hf:{saved}", "val", "no split 'val'; expected one of train, test"),
         (f"hf:{saved},image=photo", "train", "image columns are image; name one"),
@@ -269,7 +269,7 @@ def test_window_restarts_only_if_necessary():
         window(50)
 
 
-def test_no_warnings(saved):
+def test_reading_gives_no_warnings(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_dataset(f"hf:{saved}", "train").read(0)

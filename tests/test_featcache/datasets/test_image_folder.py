@@ -26,7 +26,7 @@ def tree(tmp_path):
     return tmp_path / "Real World"
 
 
-def test_index(tree):
+def test_the_index_lists_files_and_classes_in_order(tree):
     data = open_dataset(f"imagefolder:{tree}", "train")
     assert (data.name, data.split) == ("Real-World", "train")
     assert list(data.index.ids) == ["Dog/a.jpeg", "Dog/b.jpg", "cat/1.png"]
@@ -128,7 +128,7 @@ def test_display_names_may_repeat(tree):
         ("\n# nothing\n", "no class name"),
     ],
 )
-def test_class_file_errors(tree, text, message):
+def test_class_files_that_do_not_match_the_folders_are_refused(tree, text, message):
     (tree / "classes.txt").write_text(text)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"imagefolder:{tree}", "train")
@@ -147,7 +147,7 @@ def test_empty_class_stays_with_a_warning(tree):
     assert data.index.classnames == ("Dog", "cat", "emu")
 
 
-def test_links(tree, tmp_path):
+def test_links_are_followed_and_a_circle_is_refused(tree, tmp_path):
     os.symlink(picture(tmp_path / "elsewhere" / "owl" / "1.png"), tree / "train" / "cat" / "link.png")
     os.symlink(tmp_path / "elsewhere" / "owl", tree / "train" / "owl")
     data = open_dataset(f"imagefolder:{tree}", "train")
@@ -181,7 +181,7 @@ def test_missing_split_says_what_was_looked_for(tree):
         open_dataset(f"imagefolder:{tree}", "val")
 
 
-def test_no_image(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "test" / "a").mkdir(parents=True)
     (tmp_path / "test" / "a" / "x.txt").write_text("no")
     with pytest.raises(DatasetError, match=r"no image in its 1 class folders; looked for .*\.jpg .*\.pgm"):

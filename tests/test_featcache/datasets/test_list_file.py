@@ -26,7 +26,7 @@ def write(folder, text, name="pets.txt"):
     return f"list:{folder / name}"
 
 
-def test_index(folder):
+def test_the_index_lists_the_lines_in_order(folder):
     spec = write(folder, "# pets\n\nmy cat.png tabby\r\nsub/b c/ü.png\tgolden retriever\na.png   Owl\n")
     data = open_dataset(spec, "test")
     assert (data.name, data.split) == ("pets", "test")
@@ -43,7 +43,7 @@ def test_byte_order_mark(folder):
     assert open_dataset(f"list:{folder}/pets.txt", "test").index.ids == ["a.png"]
 
 
-def test_class_file(folder):
+def test_a_class_file_orders_the_classes(folder):
     (folder / "classes.txt").write_text("zebra\ncat\ta cat\n")
     with pytest.warns(UserWarning, match="1 of 2 classes have no image: zebra"):
         data = open_dataset(write(folder, "a.png cat"), "test")
@@ -53,7 +53,7 @@ def test_class_file(folder):
         open_dataset(write(folder, "a.png cat\nmy cat.png dog"), "test")
 
 
-def test_int_labels(folder):
+def test_integer_labels_are_class_indices(folder):
     spec = write(folder, "a.png 2\nmy cat.png 0")
     with pytest.warns(UserWarning, match="1 of 3"):
         index = open_dataset(spec, "test", labels="int").index
@@ -116,7 +116,7 @@ def test_errors_name_the_line(folder, text, message):
         open_dataset(write(folder, text), "test")
 
 
-def test_not_text(folder):
+def test_a_list_that_is_not_utf8_text_is_refused(folder):
     (folder / "pets.txt").write_bytes(b"a.png caf\xe9\n")
     with pytest.raises(DatasetError, match="byte 9 is not UTF-8"):
         open_dataset(f"list:{folder}/pets.txt", "test")

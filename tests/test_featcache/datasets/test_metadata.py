@@ -66,7 +66,7 @@ def test_parquet_round_trip(tmp_path_factory, rows):
     assert metadata_digest(read) == metadata_digest(made)
 
 
-def test_options():
+def test_options_of_a_source_are_split_or_refused():
     assert split_options("s", "a,b,c.csv", ("x",)) == ("a,b,c.csv", {})
     assert split_options("s", "a=1,b.csv,x=u=v,y=1", ("x", "y")) == ("a=1,b.csv", {"x": "u=v", "y": "1"})
     assert split_options("s", "A,any=1", None) == ("A", {"any": "1"})

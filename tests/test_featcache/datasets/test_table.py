@@ -153,7 +153,7 @@ def test_missing_images_keep_their_row(folder):
         ("file,label,split\na.png,x,test\n", "no row of split 'train' among 1; column split holds test"),
     ],
 )
-def test_bad_tables(folder, text, message):
+def test_invalid_tables_are_refused(folder, text, message):
     (folder / "t.csv").write_text(text)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"table:{folder}/t.csv", "train")
@@ -171,7 +171,7 @@ def test_bad_tables(folder, text, message):
         ('{"file": "a.png", "label": "x", "n": 99999999999999999999}', "beyond 64 bits"),
     ],
 )
-def test_bad_json_lines(folder, text, message):
+def test_invalid_json_lines_are_refused(folder, text, message):
     (folder / "t.jsonl").write_text(text)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"table:{folder}/t.jsonl", "train")

@@ -194,7 +194,7 @@ def test_a_flipped_bit_in_an_image_is_detected(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*classes have no image")
-def test_errors(tmp_path):
+def test_missing_versions_splits_and_bad_names_are_refused(tmp_path):
     base = prepare(tmp_path / "d/1.0.0", [[GOOD], [GOOD]], "d")
     for spec, split, message in [
         ("tfds:e", "test", "no version of the data set"),

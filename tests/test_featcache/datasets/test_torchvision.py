@@ -40,7 +40,7 @@ def mnist(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*classes have no image")
-def test_mnist(mnist):
+def test_mnist_equals_torchvisions(mnist):
     for split in ("train", "test"):
         data = open_dataset(f"torchvision:MNIST:{mnist}", split)
         same_as(datasets.MNIST(mnist, train=split == "train"), data)
@@ -51,7 +51,7 @@ def test_mnist(mnist):
         open_dataset(f"torchvision:MNIST:{mnist}", "val")
 
 
-def test_cifar(tmp_path, monkeypatch):
+def test_cifar_equals_torchvisions(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     batches = {"data_batch_1": 4, "test_batch": 4}
@@ -130,7 +130,7 @@ def test_pictures_of_every_mode_come_back(tmp_path, monkeypatch, mode):
     same_as(One(tmp_path), data)
 
 
-def test_errors(tmp_path):
+def test_unknown_classes_splits_and_arguments_are_refused(tmp_path):
     for spec, split, message in [
         ("torchvision:NoSuch:x", "train", "no such data set; expected one of .*CIFAR10"),
         ("torchvision:CIFAR10", "train", "expected torchvision:CLASS:ROOT"),

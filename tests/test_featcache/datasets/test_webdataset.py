@@ -130,7 +130,7 @@ GOOD = [("a.png", PNG), ("a.cls", b"0")]
         ([], "no sample in 1 shards|empty"),
     ],
 )
-def test_bad_shards(tmp_path, members, message):
+def test_invalid_shards_are_refused(tmp_path, members, message):
     spec = raw_tar(tmp_path / "a.tar", members)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"{spec},label=kind" if "JSON" in message else spec, "train")
@@ -187,7 +187,7 @@ def served(benchmark):
         yield address
 
 
-def test_http(benchmark, served):
+def test_shards_are_read_over_http(benchmark, served):
     local = open_dataset(f"webdataset:{benchmark}", "test")
     for pattern in ("", "/test/{0..10}.tar"):
         remote = open_dataset(f"webdataset:{served}{pattern}", "test", name="pets")
@@ -218,7 +218,7 @@ def test_a_server_without_ranges_and_one_that_is_not_there(benchmark):
         open_dataset(f"webdataset:http://127.0.0.1:{server.server_port}/test/0.tar", "test")
 
 
-def test_s3(benchmark, monkeypatch):
+def test_shards_are_read_from_s3(benchmark, monkeypatch):
     pytest.importorskip("obstore")
     server_module = pytest.importorskip("moto.server")
     import obstore
@@ -251,7 +251,7 @@ def test_s3(benchmark, monkeypatch):
 
 
 @pytest.mark.parametrize("pattern", ["{", "a{b", "a}b", "{a}", "{3..1}", "{{a,b},c}", "{..}", "{0..99999999}"])
-def test_bad_braces(pattern):
+def test_invalid_brace_patterns_are_refused(pattern):
     with pytest.raises(DatasetError):
         expand_shards(f"http://x/{pattern}.tar", "train")
 

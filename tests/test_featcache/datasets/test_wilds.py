@@ -57,7 +57,7 @@ def fmow(root: Path, n: int = 60) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_fmow(tmp_path: Path, split: str) -> None:
+def test_fmow_splits_follow_wilds(tmp_path: Path, split: str) -> None:
     rows = fmow(tmp_path)
     data = open_dataset(f"wilds:fmow:{tmp_path}", split)
     year = np.array([int(str(row["timestamp"])[:4]) for row in rows])
@@ -103,7 +103,7 @@ def iwildcam(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("inner", ["", "iwildcam_v2.0"])
-def test_iwildcam(tmp_path: Path, inner: str) -> None:
+def test_iwildcam_splits_follow_wilds(tmp_path: Path, inner: str) -> None:
     rows = iwildcam(tmp_path / inner)
     data = open_dataset(f"wilds:iwildcam:{tmp_path}", "test")
     kept = [row for row in rows if row["split"] == "test"]

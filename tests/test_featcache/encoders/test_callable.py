@@ -45,7 +45,7 @@ def test_the_digest_is_the_key() -> None:
     assert content_key(one.image_identity) == content_key(CallableEncoder(colours, 3, digest="a").image_identity)
 
 
-def test_tensors_and_modes() -> None:
+def test_functions_may_return_tensors_and_images_become_rgb() -> None:
     encoder = CallableEncoder(lambda images: torch.from_numpy(images).double().mean((1, 2)), 3, digest="t")
     assert encoder.name == "lambda"
     prepared = encoder.prepare(Image.new("CMYK", (5, 4), (0, 255, 255, 0)))
@@ -55,7 +55,7 @@ def test_tensors_and_modes() -> None:
     np.testing.assert_array_equal(found, np.stack([prepared.reshape(-1, 3).astype(float).mean(0)] * 2))
 
 
-def test_errors() -> None:
+def test_invalid_settings_and_outputs_are_refused() -> None:
     with pytest.raises(EncoderError, match="got dim=0"):
         CallableEncoder(colours, 0, digest="a")
     with pytest.raises(EncoderError, match="digest=''"):
@@ -109,6 +109,6 @@ def test_from_the_command_line(module: Path, capsys: pytest.CaptureFixture[str])
         ("python:my_models:broken", "division by zero"),
     ],
 )
-def test_bad_functions(module: Path, model: str, message: str) -> None:
+def test_invalid_functions_are_refused(module: Path, model: str, message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder(model)

@@ -202,7 +202,7 @@ def test_openais_files_are_recognised_by_digest() -> None:
         ("tiny", "openai", "has its own weights"),
     ],
 )
-def test_errors_of_loading(model: str, pretrained: str | None, message: str) -> None:
+def test_models_that_cannot_be_loaded_are_refused(model: str, pretrained: str | None, message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder(model, pretrained)
 

@@ -131,7 +131,7 @@ def test_heads_require_their_preparation(pets: Path) -> None:
         evaluate([head], [own])
 
 
-def test_texts_are_shared(cropping: Any) -> None:
+def test_preparations_share_one_text_store(cropping: Any) -> None:
     results = [
         embed_prompts(("a", "b"), "simple", encoder) for encoder in (load_encoder("tiny", device="cpu"), cropping)
     ]

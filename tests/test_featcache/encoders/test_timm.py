@@ -94,7 +94,7 @@ def test_a_partial_checkpoint_is_refused(tmp_path: Path) -> None:
         load_encoder(f"{SMALL},{tmp_path}/bad.safetensors")
 
 
-def test_errors() -> None:
+def test_unknown_models_checkpoints_and_precisions_are_refused() -> None:
     with pytest.raises(EncoderError, match="timm has no model 'no_such_model'"):
         load_encoder("timm:no_such_model")
     with pytest.raises(EncoderError, match=r"no checkpoint file gone\.pt"):

@@ -70,7 +70,7 @@ def test_captions_follow_the_seed(texts):
     assert len(set(texts)) > 1500
 
 
-def test_captions_are_true():
+def test_captions_describe_their_image():
     rng = np.random.default_rng(0)
     image = attributes(char=CHARS.index("3"), style=3, light=1, lowres=1)
     for _ in range(200):

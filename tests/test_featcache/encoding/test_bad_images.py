@@ -83,7 +83,7 @@ def expected(content: bytes, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_right_row_or_a_named_bad_one(tmp_path: Path, source) -> None:
+def test_each_image_gives_its_row_or_is_reported_as_bad(tmp_path: Path, source) -> None:
     spec = source(tmp_path / "data", FILES)
     listed = source is not as_class_of_torchvision  # its ImageFolder knows no GIF
     names = [name for name in FILES if listed or not name.endswith(".gif")]

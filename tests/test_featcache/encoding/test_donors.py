@@ -150,7 +150,7 @@ class Killed(BaseException):
     """Not an Exception, so that nothing catches it."""
 
 
-def test_killed_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_while_copying_rows_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, numbers = Noisy(), [*range(20), 30, 31]
     old = run(tmp_path, Pictures(range(20)), encoder)
     kills = 0

@@ -100,7 +100,7 @@ def test_many_classes_are_chunked_and_resumed(tmp_path: Path, monkeypatch: pytes
         np.testing.assert_array_equal(resumed.store.array(name), whole.array(name))
 
 
-def test_errors_of_text_embedding(tmp_path: Path) -> None:
+def test_missing_or_conflicting_prompts_are_refused(tmp_path: Path) -> None:
     encoder = NumpyEncoder()
     with pytest.raises(PromptError, match="no class names"):
         embed_prompts([], TEMPLATES, encoder, root=tmp_path)

@@ -46,7 +46,7 @@ def test_rows_and_bytes_of_a_new_a_begun_and_a_finished_store(
     assert (tapped["rows_to_encode"], tapped["bytes_to_write"]) == (N, N * 2 * (128 + 2 * (D + 128)))
 
 
-def test_the_text_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_plan_lists_what_would_be_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "digits", "--split", "val", "--root", str(tmp_path / "stores"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "digits/val@tiny: 297 rows, 297 to encode; would read " in said

@@ -53,7 +53,7 @@ def test_templates_without_a_place_for_the_name(template):
         fill([template], ["cat"])
 
 
-def test_nothing_to_fill():
+def test_no_templates_or_no_class_names_is_refused():
     with pytest.raises(PromptError, match="0 templates and 1 class names"):
         fill([], ["cat"])
     with pytest.raises(PromptError, match="1 templates and 0 class names"):

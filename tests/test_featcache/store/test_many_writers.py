@@ -290,7 +290,7 @@ def test_leftovers_of_dead_writers_are_deleted_by_the_next_run(tmp_path: Path) -
     assert contents(store) == before | {"claims/finish": b"another-1-ab"}
 
 
-def test_a_renewed_claim_stays(tmp_path: Path) -> None:
+def test_a_renewed_claim_does_not_expire(tmp_path: Path) -> None:
     now = [time.time()]
     mine = Claims(tmp_path, lambda: now[0])
     mine.take(1)

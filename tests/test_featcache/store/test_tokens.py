@@ -125,7 +125,7 @@ def test_pooled_tokens_equal_the_pooled_tap_and_numpy(tmp_path: Path, how: str) 
     assert pooled.encoder_key not in (store.encoder_key, store.tap("tokens").encoder_key)
 
 
-def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:
+def test_pooling_without_tokens_or_by_an_unknown_method_is_refused(tmp_path: Path) -> None:
     store = run(tmp_path, NumpyDataset(), TokenEncoder(), "patch").store
     with pytest.raises(FeatcacheError, match="one vector per image; name a tap with tokens"):
         store.pooled("mean")

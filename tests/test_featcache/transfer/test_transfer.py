@@ -363,7 +363,7 @@ def test_import_export_and_a_head_by_command(tmp_path: Path, capsys: pytest.Capt
     assert main(["evaluate", str(head), "--on", "theirs/val"]) == 0
 
 
-def test_imports_are_listed(tmp_path: Path) -> None:
+def test_an_imported_store_is_found_by_its_name(tmp_path: Path) -> None:
     store = import_features(Foreign(features(), LABELS), Source("m"), name="x", split="val", root=tmp_path)
     assert find_store("x/val@m", tmp_path).path == store.path
     assert store.provenance["imported"] is True

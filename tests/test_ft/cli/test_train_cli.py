@@ -148,7 +148,7 @@ def test_only_one_process_prints(
 
 
 @pytest.mark.nightly
-def test_under_torchrun(tmp_path: Path) -> None:
+def test_two_processes_under_torchrun_print_once(tmp_path: Path) -> None:
     """Two processes: the first fits a probe while the other waits, and only the first prints."""
     words = [word for word in FLAGS if word != "--quiet"] + ["--head", "ridge", "--split", "val"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]

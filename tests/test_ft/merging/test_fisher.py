@@ -127,7 +127,7 @@ def test_preprocess_is_applied() -> None:
     assert not torch.equal(asked["visual.proj"], own["visual.proj"])
 
 
-def test_refusals() -> None:
+def test_another_class_list_and_no_images_are_refused() -> None:
     with pytest.raises(MismatchError, match="does not fit"):
         fisher(load_open_clip("tiny"), Few(), LinearHead(np.zeros((2, 128)), np.zeros(2), ("a", "b")))
     with pytest.raises(TrainingError, match="no images"):

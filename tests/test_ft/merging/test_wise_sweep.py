@@ -208,7 +208,7 @@ def test_ties_go_to_the_lower_nll_then_to_the_smaller_alpha(tuned: Path, tmp_pat
     assert found.best["chosen_on"][-1]["tied"] == len(tied)
 
 
-def test_refusals(tuned: Path, tmp_path: Path) -> None:
+def test_invalid_sweeps_are_refused(tuned: Path, tmp_path: Path) -> None:
     val, out = Few("val"), tmp_path / "out"
     with pytest.raises(TrainingError, match="uniform, greedy"):
         sweep("tiny", tuned, ALPHAS, out, val, WiseOptions(soup="stew"))

@@ -354,7 +354,7 @@ def test_late_process_loses_nothing_if_all_settle_first(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("name", "kind"), [("online", OnlinePrior), ("store", StoredPrior)])
-def test_kinds_of_priors(name: str, kind: type[OnlinePrior]) -> None:
+def test_the_prior_option_decides_between_online_and_stored(name: str, kind: type[OnlinePrior]) -> None:
     assert isinstance(start("tiny", regularizers={"feature_distillation": 1.0}, prior=name).stepper.prior, kind)
     with pytest.raises(TrainingError, match="'online' or 'store'"):
         options(prior="cached")

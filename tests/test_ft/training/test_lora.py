@@ -163,11 +163,11 @@ def test_matrices_under_the_names_of_other_libraries() -> None:
         ({"lora_rank": -1}, "lora_rank is -1, expected a whole number from 0"),
     ],
 )
-def test_options_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+def test_invalid_lora_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         FinetuneOptions(**changes)
 
 
-def test_models_that_do_not_fit(model: str) -> None:
+def test_a_rank_beyond_the_width_is_refused(model: str) -> None:
     with pytest.raises(TrainingError, match="of the image tower has rank 32"):
         start(model, lora_rank=33)

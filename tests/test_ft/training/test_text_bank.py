@@ -112,13 +112,13 @@ def test_another_seed_length_or_number_is_another_bank(tiny, tmp_path: Path) -> 
     assert len(list_stores(tmp_path)) == 4
 
 
-def test_references(tiny, tmp_path: Path) -> None:
+def test_a_bank_is_found_by_reference(tiny, tmp_path: Path) -> None:
     made = embed_random_texts(20, tiny, root=tmp_path).store
     for reference in (20, "20", "banks/random-20", str(made.path), made.manifest.key):
         assert torch.equal(load_bank(reference, tiny, tmp_path), torch.from_numpy(made.features))
 
 
-def test_refusals(tiny, tmp_path: Path) -> None:
+def test_invalid_banks_are_refused(tiny, tmp_path: Path) -> None:
     other = load_encoder(clip_models.write_folder(tmp_path / "model", clip_models.make_model()), device="cpu")
     embed_random_texts(20, other, root=tmp_path, name="foreign")
     with pytest.raises(MismatchError, match="another text tower"):

@@ -89,7 +89,7 @@ def test_arrays_and_labels_that_are_no_indices(images: Any, val: Any) -> None:
         heads.calibrate(fitted, (val.X, val.y))
 
 
-def test_twice_is_once(images: Any, val: Any) -> None:
+def test_calibrating_twice_changes_nothing(images: Any, val: Any) -> None:
     once = heads.calibrate(Ridge().fit(images()), val)
     twice = heads.calibrate(once, val)
     after = [head.provenance["params"]["temperature_after"] for head in (once, twice)]
@@ -117,7 +117,7 @@ def test_a_projection_is_cooled_like_its_base(images: Any, val: Any, texts: Any)
     np.testing.assert_allclose(found.with_temperature(4.0).logits(val.X), found.logits(val.X) / 4.0, rtol=1e-5)
 
 
-def test_what_does_not_belong_together_is_refused(images: Any, val: Any) -> None:
+def test_mismatched_heads_and_stores_are_refused(images: Any, val: Any) -> None:
     train = images()
     head = Ridge().fit(train)
     with pytest.raises(HeadError, match="was fitted on animals/train"):

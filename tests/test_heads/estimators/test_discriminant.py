@@ -185,12 +185,12 @@ def test_a_mean_of_zero_length_scores_zero() -> None:
 
 
 @pytest.mark.parametrize("shrinkage", [-0.1, 1.5, float("nan"), "ledoit"])
-def test_bad_shrinkage(draw: Any, shrinkage: Any) -> None:
+def test_invalid_shrinkages_are_refused(draw: Any, shrinkage: Any) -> None:
     with pytest.raises(HeadError, match="'oas'"):
         LinearDiscriminant(shrinkage).fit(*draw(60, 8, 3))
 
 
-def test_bad_priors_and_rows(draw: Any) -> None:
+def test_invalid_priors_and_rows_are_refused(draw: Any) -> None:
     X, y = draw(60, 8, 3)
     with pytest.raises(HeadError, match="'uniform'"):
         LinearDiscriminant(priors="flat").fit(X, y)

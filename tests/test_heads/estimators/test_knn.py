@@ -259,7 +259,7 @@ def test_k_beyond_the_rows_and_classes_without_neighbours(images: Any, draw: Any
         ({"probes": 3}, "probes is 3 with index 'exact'; leave it out, or take faiss-ivf or faiss-hnsw"),
     ],
 )
-def test_bad_parameters(images: Any, params: dict[str, Any], message: str) -> None:
+def test_invalid_parameters_are_refused(images: Any, params: dict[str, Any], message: str) -> None:
     with pytest.raises(HeadError, match=message):
         KNN(**params).fit(images())
 

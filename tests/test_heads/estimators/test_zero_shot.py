@@ -90,12 +90,12 @@ def test_members_of_an_ensemble_must_agree(texts: Any) -> None:
         ({"weights": [0.0]}, "non-negative"),
     ],
 )
-def test_bad_parameters(texts: Any, params: dict[str, Any], message: str) -> None:
+def test_invalid_parameters_are_refused(texts: Any, params: dict[str, Any], message: str) -> None:
     with pytest.raises(HeadError, match=message):
         ZeroShot(**params).fit(texts())
 
 
-def test_only_text_stores(images: Any, texts: Any) -> None:
+def test_other_input_than_text_stores_is_refused(images: Any, texts: Any) -> None:
     others: list[Any] = [[], images(), np.eye(3)]
     for wrong in others:
         with pytest.raises(HeadError, match="text stores"):

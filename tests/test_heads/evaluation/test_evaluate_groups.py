@@ -121,7 +121,7 @@ def test_mean_and_worst_over_shifted_domains(images: Any) -> None:
         evaluate([head], stores[:2], reference="x")
 
 
-def test_single_samples_and_confusion_counts(store: Any, images: Any, texts: Any) -> None:
+def test_per_sample_values_and_confusion_counts_equal_numpys(store: Any, images: Any, texts: Any) -> None:
     """One pass gives every head's NLL and rank on every row, and who is taken for whom."""
     zero_shot, ridge = ZeroShot().fit(texts()), Ridge().fit(images())
     heads = [zero_shot, *interpolate(zero_shot, ridge, [0.3, 0.9]), ridge]

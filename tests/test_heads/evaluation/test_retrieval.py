@@ -182,7 +182,9 @@ def test_the_verb_takes_a_store_a_file_or_a_column(pair: tuple[Any, Any], cli: A
         (["--caption-column", "title"], "no metadata column 'title'"),
     ],
 )
-def test_the_verb_says_what_it_needs(pair: tuple[Any, Any], cli: Any, arguments: list[str], message: str) -> None:
+def test_missing_or_conflicting_arguments_are_refused(
+    pair: tuple[Any, Any], cli: Any, arguments: list[str], message: str
+) -> None:
     code, _, error = cli("fake/train", *arguments)
     assert code == 2
     assert message in error

@@ -195,7 +195,7 @@ def splits(pool: Pool) -> dict[str, ImageStore]:
     }
 
 
-def test_what_remains_is_evaluated_as_if_it_were_the_split(splits: dict[str, ImageStore], pool: Pool) -> None:
+def test_unseen_rows_are_evaluated_like_a_split_of_their_own(splits: dict[str, ImageStore], pool: Pool) -> None:
     head = Ridge([1.0]).fit(splits["train"]).frozen()
     judged = judge([head], [splits["mixed"]], seen="exclude", per_sample=True)
     (wanted,) = evaluate([head], [pool.store([30, 31, 32, 33], name="clean", split="test")])

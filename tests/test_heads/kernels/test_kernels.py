@@ -307,7 +307,7 @@ X, W, B, Y = whole(13, 8, 4, 5)
         ({"impl": "cpu", "ensemble": "probabilities"}, "use impl='chunked'"),
     ],
 )
-def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"features": X, "weights": W, "labels": Y} | change
     with pytest.raises(HeadError, match=message):
         linear_nll(arguments.pop("features"), arguments.pop("weights"), arguments.pop("labels"), **arguments)

@@ -86,7 +86,7 @@ def test_the_loss_is_the_nll_of_the_tally() -> None:
     assert loss.item() == pytest.approx(tally.results()[0]["nll"], rel=1e-12)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     X, W, y = torch.eye(3), torch.eye(3), torch.arange(3)
     with pytest.raises(HeadError, match="'mean', 'sum' or 'none'"):
         linear_cross_entropy(X, W, y, reduction="max")

@@ -65,7 +65,7 @@ def test_rows_without_an_order_have_a_nan(interpreted: dict[str, str], bad: str)
 
 @pytest.mark.parametrize("grid", ["", "alphas, "])
 @pytest.mark.parametrize("kind", ["bf16", "bf16, no best column", "fp16", "tf32", "fp32"])
-def test_it_compiles_for_hopper(compiled: dict[str, dict[str, int]], kind: str, grid: str) -> None:
+def test_triton_kernels_compile_for_hopper(compiled: dict[str, dict[str, int]], kind: str, grid: str) -> None:
     """On tensor cores, fed by block copies, two blocks per multiprocessor, without spilling."""
     made = compiled[grid + kind]
     assert (made["wgmma"] > 0) == (kind != "fp32")  # IEEE float32 has no tensor core
@@ -107,7 +107,7 @@ def test_softmax_residual_takes_the_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPa
     assert primitives.softmax_residual(logits, labels)[0][0].item() == pytest.approx(np.log(4))
 
 
-def test_what_it_does_not_take() -> None:
+def test_triton_refuses_features_on_the_cpu() -> None:
     problem = gpu_cases.posed(gpu_cases.CASES["ties"], torch.float32)
     with pytest.raises(HeadError, match="Ampere"):
         require(problem)
@@ -117,7 +117,7 @@ def test_what_it_does_not_take() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"), [({"alphas": [2e4]}, "alphas up to 10000"), ({"ensemble": "probabilities"}, "average")]
 )
-def test_what_it_does_not_take_on_a_gpu_either(
+def test_triton_refuses_unsupported_options(
     options: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = pose(torch.eye(3), [torch.eye(3)] * 2, [0, 1, 2], **options)

@@ -87,7 +87,7 @@ def test_names_cannot_break_the_table():
         (lambda rows: plot_nll_against_alpha(rows, "x.png", metric="ece"), "no 'ece' along"),
     ],
 )
-def test_errors(rows, call, message, tmp_path, monkeypatch):
+def test_rows_that_cannot_be_reported_are_refused(rows, call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HeadError, match=message):
         call(rows)
@@ -155,7 +155,7 @@ def test_a_hyper_parameter_alpha_is_not_an_interpolation(rows):
     assert [r["alpha"] for r in paths_of(rows)["zero_shot+ridge"]] == [0.0, 0.5, 1.0]
 
 
-def test_datasets_and_means(rows):
+def test_data_sets_keep_their_order_and_means_are_over_those_named(rows):
     assert datasets_of(rows) == list(DATASETS)
     assert mean_of(rows[0], DATASETS[1:], "top1") == pytest.approx(0.55)
     assert mean_of(rows[0], [], "top1") is None
@@ -188,7 +188,7 @@ def test_plots_of_awkward_rows(tmp_path):
     assert plot_nll_against_alpha(wide, tmp_path / "wide.png").exists()
 
 
-def test_report(rows, tmp_path):
+def test_a_report_has_a_page_tables_and_plots(rows, tmp_path):
     html, page, *plots = write_report(rows, tmp_path / "out", title="Digits", notes="On two cores.")
     text = page.read_text(encoding="utf-8")
     assert (html.name, page.name) == ("report.html", "report.md")
@@ -215,7 +215,7 @@ def test_report_keeps_its_reference_in_every_table(rows, tmp_path):
     assert len(headers) == 4
 
 
-def test_percent_ticks():
+def test_percent_ticks_are_round_numbers_within_the_range():
     assert percent_ticks(0.66, 0.87) == [0.7, 0.75, 0.8, 0.85]
     assert percent_ticks(0.76, 0.78) == [0.76, 0.77, 0.78]
     assert percent_ticks(0.501, 0.502) == []

@@ -48,7 +48,9 @@ def halves(arrays: tuple[Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
 
 @pytest.mark.parametrize("cv", ["loo", 4])
 @pytest.mark.parametrize("with_prior", [False, True])
-def test_ridge(arrays: tuple[Any, Any], prior: LinearHead, cv: Any, with_prior: bool, request: Any) -> None:
+def test_ridge_of_device_tensors_equals_that_of_arrays(
+    arrays: tuple[Any, Any], prior: LinearHead, cv: Any, with_prior: bool, request: Any
+) -> None:
     X, y = arrays
     make = lambda: Ridge(cv=cv, prior=prior if with_prior else None)  # noqa: E731 - two fits of one setting
     want = make().fit(X, y, classnames=NAMES)
@@ -86,7 +88,9 @@ def test_ridge_of_weighted_or_grouped_rows_is_worked_out_on_the_host(arrays: Any
 
 
 @pytest.mark.parametrize("kind", [NearestMean, LinearDiscriminant])
-def test_closed_forms(arrays: tuple[Any, Any], kind: Any, request: Any) -> None:
+def test_closed_form_heads_of_device_tensors_equal_those_of_arrays(
+    arrays: tuple[Any, Any], kind: Any, request: Any
+) -> None:
     X, y = arrays
     want = kind().fit(X, y)
     request.getfixturevalue("elsewhere")
@@ -96,7 +100,9 @@ def test_closed_forms(arrays: tuple[Any, Any], kind: Any, request: Any) -> None:
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_neighbours(arrays: tuple[Any, Any], stored: bool, request: Any) -> None:
+def test_neighbours_of_device_tensors_equal_those_of_arrays(
+    arrays: tuple[Any, Any], stored: bool, request: Any
+) -> None:
     (X, y), (X2, y2) = halves(arrays)
     ks = [1, 5, 40]
     want, split = KNN(ks).fit(X, y), KNN(ks).fit(X, y, selection=(X2, y2))

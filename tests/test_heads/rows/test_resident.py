@@ -39,7 +39,7 @@ def test_results_are_those_of_the_store(digits: dict[str, Any]) -> None:
         assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_checks_hold(digits: dict[str, Any], images: Any) -> None:
+def test_resident_stores_are_checked_like_stored_ones(digits: dict[str, Any], images: Any) -> None:
     kept = resident(digits["test"], "cpu", "float32")
     with pytest.raises(MismatchError, match="encoder"):
         evaluate([Ridge().fit(images(classnames=digits["test"].classnames[:5]))], [kept])
@@ -105,7 +105,7 @@ def test_rows_come_in_any_way() -> None:
         (np.zeros((3, 2)), np.array([0, -1, 1]), r"\[-1, 1\], expected \[0, 1\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(X: Any, y: Any, message: str) -> None:
+def test_rows_and_labels_that_do_not_match_are_refused(X: Any, y: Any, message: str) -> None:
     with pytest.raises(HeadError, match=message):
         ResidentStore(X, y, ("a", "b"))
 
@@ -128,7 +128,7 @@ def test_unreadable_images_stay_behind(digits: dict[str, Any], images: Any, tmp_
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_results_on_a_gpu(digits: dict[str, Any], dtype: str) -> None:
+def test_results_on_a_gpu_are_close_to_those_of_the_store(digits: dict[str, Any], dtype: str) -> None:
     zero_shot, ridge = ZeroShot().fit(digits["text"]), Ridge().fit(digits["train"])
     heads = [zero_shot, ridge, *interpolate(zero_shot, ridge, [0.2, 0.8])]
     found = without_identity(evaluate(heads, [resident(digits["test"], "cuda", dtype)]))

@@ -125,7 +125,7 @@ def elsewhere(values: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [Ridge, Logistic, NearestMean])
-def test_labels_on_a_gpu(draw: Any, kind: Any) -> None:
+def test_labels_may_be_on_a_gpu(draw: Any, kind: Any) -> None:
     X, y = draw(200, 8, 3)
     with pytest.raises(TypeError, match="cuda:0"):
         np.asarray(elsewhere(y))

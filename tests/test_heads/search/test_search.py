@@ -46,7 +46,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Copy]:
     return made
 
 
-def test_defaults_are_dinos(draw: Any) -> None:
+def test_the_defaults_are_those_of_dino(draw: Any) -> None:
     """Neighbours by cosine vote for their class with exp(cosine / 0.07), for k = 10, 20, 100 and 200."""
     assert KNN().get_params() == {
         "n_neighbors": (10, 20, 100, 200), "temperature": 0.07, "index": "exact", "probes": None, "calibrate": True,
@@ -120,7 +120,7 @@ def test_faiss_searches_on_the_gpus_that_it_has(draw: Any, copies: list[Copy], i
     assert (found.argmax(axis=1) == KNN([5, 20]).fit(X, y).predict(X)).mean() > 0.97
 
 
-def test_what_gpus_cannot_answer_is_answered_on_the_cpu(
+def test_searches_too_deep_for_a_gpu_run_on_the_cpu(
     draw: Any, copies: list[Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("heads.search.faiss_index._GPU_DEPTH", 10)

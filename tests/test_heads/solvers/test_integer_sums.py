@@ -82,7 +82,7 @@ def test_leaves_rows_that_are_large_everywhere_to_float64():
     assert sums(*drawn(100, 16, 1.0)) is None
 
 
-def test_serves_float16_rows_alone():
+def test_integer_sums_are_used_only_for_float16():
     X, _ = drawn(100, 16, 0.05)
     assert primitives.integer_sums_pay(torch.from_numpy(X))
     assert not primitives.integer_sums_pay(torch.from_numpy(X).float())

@@ -275,7 +275,7 @@ def test_heads_and_parameters_are_known(grid: dict[str, Any], message: str) -> N
         HeadGrid(**grid)
 
 
-def test_the_file_says_what_the_flags_say(tmp_path: Path) -> None:
+def test_a_plan_file_and_flags_give_the_same_plan(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(
         'shots = [1, "all"]\nseeds = [0, 1]\nmodels = ["tiny"]\nalphas = [0, 0.5]\nselect_metric = "nll"\n'
         "allow_fewer = true\n"

@@ -129,7 +129,7 @@ def test_one_row_per_class_takes_every_step(images: Any, texts: Any) -> None:
     assert head.score(X, y) > 0.8
 
 
-def test_bad_input(images: Any, texts: Any) -> None:
+def test_invalid_settings_and_rows_are_refused(images: Any, texts: Any) -> None:
     for params, message in (({"steps": 0}, "a whole number from 1"), ({"metric": "ece"}, "'top1' or 'nll'")):
         with pytest.raises(HeadError, match=message):
             LPPlusPlus(**params).fit(images(), texts=texts())

@@ -82,13 +82,13 @@ def test_training_lowers_the_loss_and_is_repeatable(images: Any, texts: Any, kin
 
 
 @pytest.mark.parametrize("kind", [CLAP, TaskRes])
-def test_settings_in_range(images: Any, texts: Any, kind: Any) -> None:
+def test_settings_out_of_range_are_refused(images: Any, texts: Any, kind: Any) -> None:
     for wrong in ({"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"norm": -1.0}):
         with pytest.raises(HeadError, match=f"{next(iter(wrong))} is .*, expected a"):
             kind(**wrong).fit(images(n=40), texts=texts())
 
 
-def test_divergence_is_named(images: Any, texts: Any) -> None:
+def test_divergence_is_reported(images: Any, texts: Any) -> None:
     with pytest.raises(HeadError, match="diverged"):
         CLAP(lr=1e30, epochs=4).fit(images(n=40), texts=texts())
 

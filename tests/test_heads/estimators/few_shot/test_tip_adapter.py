@@ -92,7 +92,7 @@ def test_a_selection_split_chooses(images: Any, weak: LinearHead) -> None:
     assert arrays.provenance_["chosen_on"] == []
 
 
-def test_it_is_never_chosen_to_be_worse_than_zero_shot_on_the_folds(images: Any, texts: Any) -> None:
+def test_the_choice_is_never_worse_than_zero_shot_on_the_folds(images: Any, texts: Any) -> None:
     head = TipAdapter(metric="nll").fit(images(n=40, noise=1.5), texts=texts())
     assert np.nanmin(head.nll_) <= head.nll_[0, 0]  # alpha 0 is in the grid
     np.testing.assert_allclose(head.nll_[0], head.nll_[0, 0])
@@ -174,7 +174,7 @@ def test_classes_without_rows_and_unordered_rows(images: Any, texts: Any) -> Non
         ({"metric": "ece"}, "'top1' or 'nll'"),
     ],
 )
-def test_bad_parameters(images: Any, texts: Any, params: dict[str, Any], message: str) -> None:
+def test_invalid_parameters_are_refused(images: Any, texts: Any, params: dict[str, Any], message: str) -> None:
     with pytest.raises(HeadError, match=message):
         TipAdapter(**params).fit(images(), texts=texts())
 

@@ -81,11 +81,11 @@ def test_choices_come_from_a_split_where_there_is_one(images: Any, texts: Any) -
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0.0}])
-def test_settings_in_range(images: Any, texts: Any, wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_refused(images: Any, texts: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(HeadError, match="expected"):
         TipAdapterF(**wrong).fit(images(n=60), texts=texts())
 
 
-def test_divergence_is_named(images: Any, texts: Any) -> None:
+def test_divergence_is_reported(images: Any, texts: Any) -> None:
     with pytest.raises(HeadError, match="diverged"):
         TipAdapterF(learning_rate=1e30, epochs=3).fit(images(n=60), texts=texts())

@@ -68,7 +68,7 @@ def test_an_epoch_without_steps_to_take_leaves_the_zero_shot_head(texts: Any, im
     np.testing.assert_allclose(head.linear().weights, zero_shot.weights, rtol=1e-6)
 
 
-def test_it_approaches_the_optimum_of_the_logistic_loss() -> None:
+def test_adamw_approaches_the_optimum_of_the_logistic_loss() -> None:
     """Without decay, and given time, the training loss is that of a barely penalised `Logistic`."""
     X, y = problem(90)
     y = np.where(np.arange(90) % 7 == 0, (y + 1) % 3, y)  # not separable
@@ -102,7 +102,7 @@ def test_the_learning_rate_is_chosen_on_held_out_rows() -> None:
     assert scores[rates.index(chosen.lr_)] == max(scores)
 
 
-def test_refusals() -> None:
+def test_invalid_settings_are_refused() -> None:
     X, y = problem()
     for settings, message in (
         ({"lr": [0.1, -1.0]}, "a list of numbers above 0"),

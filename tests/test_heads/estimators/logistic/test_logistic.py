@@ -172,7 +172,7 @@ def test_out_of_core_equals_in_memory(images: Any, options: Any) -> None:
     assert np.isfinite(Logistic(**options).fit(stream).coef_).all()  # a stream does not say its length
 
 
-def test_size_decides_by_default(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_stores_are_streamed_by_default(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, passes = images(n=300, block_rows=64), []
     monkeypatch.setattr("heads.estimators.logistic.training_rows.machine_memory", lambda: 2 * 4 * 300 * 12 - 1)
     blocks = store.blocks

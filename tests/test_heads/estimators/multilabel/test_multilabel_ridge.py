@@ -81,7 +81,7 @@ def test_a_class_without_a_positive_is_named_and_never_predicted() -> None:
     assert not head.predict(X)[:, 2].any()
 
 
-def test_what_cannot_be_fitted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_rows_targets_and_metrics_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = data()
     with pytest.raises(HeadError, match="metric is 'nll', expected 'map', 'map_micro' or 'squared_error'"):
         heads.MultiLabelRidge(metric="nll").fit(X, Y)

@@ -247,7 +247,7 @@ def test_results_say_that_they_are_transductive(images: Any, texts: Any, kind: A
         (LabelPropagation, {"alpha": 1.0}),
     ],
 )
-def test_settings_in_range(images: Any, texts: Any, kind: Any, wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_refused(images: Any, texts: Any, kind: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(HeadError, match="expected"):
         kind(**wrong).fit(images(n=40), texts=texts())
 
