@@ -226,7 +226,7 @@ def _write_for_system(layout: str, state: State, found: Checkpoint, out: Path, o
             if found.bias is not None and bool((found.bias != found.bias[0]).any()):
                 raise EncoderError(
                     f"{out}: the head has a bias per class, and cls in Lipsum-FT's files has none; give one without by "
-                    "--head FILE (zero_shot, or fitted with --set fit_intercept=false), or keep this one by --to regft"
+                    "--head FILE (zero_shot, or fitted with --set fit_intercept=false), or keep it with --to regft"
                 )
             write_lipsum(state, found.weights, out)
         else:

@@ -51,7 +51,9 @@ class Step:
         """
         now, then = self.need(trained), self.need(frozen)
         if now.shape != then.shape:
-            raise TrainingError(f"{trained} {tuple(now.shape)} and {frozen} {tuple(then.shape)} must have one shape")
+            raise TrainingError(
+                f"{trained} {tuple(now.shape)} and {frozen} {tuple(then.shape)} must have the same shape"
+            )
         return wide(now), wide(then.detach())
 
 

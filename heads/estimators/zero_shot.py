@@ -76,7 +76,7 @@ class ZeroShot(LinearClassifier):
         if not stores or len(stores) != len(given):
             raise HeadError(
                 "ZeroShot fits from text stores: open_store(...) of what `featcache text` wrote. Class vectors in "
-                "arrays are a head already: LinearHead(weights, bias, classnames), with the logit scale in the weights"
+                "arrays need no fit: LinearHead(weights, bias, classnames), with the logit scale in the weights"
             )
         _check_ensemble(stores)
         first = stores[0]

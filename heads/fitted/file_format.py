@@ -148,4 +148,4 @@ def check_tensors(tensors: Tensors, shapes: Mapping[str, str], sizes: Mapping[st
             if known.setdefault(axis, size) != size or not size:
                 raise ValueError(f"{got}, expected {axis} = {known[axis] or 'at least 1'}")
         if kind == "i" and not 0 <= found.min() <= found.max() < MAX_CLASSES:
-            raise ValueError(f"{where}: {name} reaches from {found.min()} to {found.max()}, expected class indices")
+            raise ValueError(f"{where}: {name} has values from {found.min()} to {found.max()}, expected class indices")

@@ -334,7 +334,7 @@ def require(problem: Problem) -> None:
     """CUDA features of capability 8.0 and up, float32 at the widest, and linear heads."""
     device = problem.features.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        raise HeadError(f"features are on {device}; the triton implementation takes them from an Ampere GPU or later")
+        raise HeadError(f"features are on {device}; the triton implementation needs them on an Ampere GPU or later")
     require_plain(problem, "triton")
     if problem.alphas is not None and max(map(abs, problem.alphas)) > _LARGEST_ALPHA:
         most = f"{_LARGEST_ALPHA:g}"

@@ -41,7 +41,7 @@ def leaks(train: FeatureTable, test: FeatureTable, threshold: float | None = Non
     """
     if not (threshold is None or -1 <= threshold <= 1) or per_row < 1:
         raise HeadError(f"threshold {threshold} and per_row {per_row}; expected a cosine from -1 to 1, and at least 1")
-    refuse_tokens(train, "duplicates are sought among single vectors")
+    refuse_tokens(train, "duplicates are found by one vector per image")
     if train.encoder_key != test.encoder_key:
         raise MismatchError(
             f"{train.name!r} has features of encoder {train.encoder_key} and {test.name!r} of {test.encoder_key}; "

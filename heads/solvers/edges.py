@@ -29,14 +29,15 @@ def warn_at_edge(
     ...     warn_at_edge("C", [1.0, 10.0, 100.0], np.array([3.0, 2.0, 1.0]), 2)
     ...     warn_at_edge("C", [1.0, 10.0, 100.0], np.array([3.0, 2.0, 2.0]), 2)
     >>> [str(one.message) for one in found]
-    ['C = 100 is the end of its path, and the best may lie beyond it; give further values']
+    ['C = 100 is the end of its path, and the best may lie beyond it; try larger values']
     """
     if len(values) < 3 or best not in (0, len(values) - 1):
         return
     beside = losses[1] if best == 0 else losses[-2]
     if losses[best] < (1 - _GAIN) * beside:
         what = f"{name} = {float(values[best]):.6g} is the end of its path, and the best may lie beyond it"
-        warnings.warn(f"{what}; give further values", UserWarning, stacklevel=callers_level())
+        side = "larger" if values[best] == max(values) else "smaller"
+        warnings.warn(f"{what}; try {side} values", UserWarning, stacklevel=callers_level())
 
 
 def callers_level() -> int:
