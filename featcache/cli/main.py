@@ -209,9 +209,17 @@ def _run(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Format warnings without the source line."""
-    before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: one_line(f"featcache: warning: {message}") + "\n"
+    """Format warnings without the source line, each text once: a data set may be opened several times."""
+    before, said = warnings.formatwarning, set[str]()
+
+    def plain(message: Warning | str, *_: object, **__: object) -> str:
+        line = one_line(f"featcache: warning: {message}") + "\n"
+        if line in said:
+            return ""
+        said.add(line)
+        return line
+
+    warnings.formatwarning = plain
     try:
         yield
     finally:

@@ -97,7 +97,7 @@ def _background(
     rate = f", {fresh / encoded:,.0f} images/s, other work included" if fresh else ""
     cost = {
         "encoding": f"{format_seconds(encoded)} for {fresh:,} images{rate}",
-        "cache": f"{sum(result.hit for result in images.values())} of {len(images)} image stores were there",
+        "cache": f"{sum(result.hit for result in images.values())} of {len(images)} image stores were cached",
         "everything": format_seconds(total),
     }
     facts = {"Cost": cost, "Stores": store_facts(tests, names), "Heads": provenance_facts(rows)}

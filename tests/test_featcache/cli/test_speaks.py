@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 import featcache
 from featcache import encode_dataset, list_stores
 from featcache.cli.encode import class_counts
-from featcache.cli.main import VERBS, main
+from featcache.cli.main import VERBS, _plain_warnings, main
 from featcache.encoders.openclip import loading
 from featcache.errors import DatasetError, EncoderError, FeatcacheWarning
 from featcache.parameters import described
@@ -146,3 +147,9 @@ def test_an_unreachable_hub_is_detected_at_once(
         assert "127.0.0.1 cannot be reached, and the local cache" in said
     assert time.perf_counter() - began < 30  # each file was tried for over a minute
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_repeated_warning_is_printed_once() -> None:
+    with _plain_warnings():
+        said = [warnings.formatwarning(text, UserWarning, "x.py", 1) for text in ("twice", "twice", "other")]
+    assert said == ["featcache: warning: twice\n", "", "featcache: warning: other\n"]
