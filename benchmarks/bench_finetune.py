@@ -33,7 +33,7 @@ import torch
 from benchmarks.bench_encode import write_jpegs
 from benchmarks.common import at_most, benchmark_parser, interleaved, median, report
 from featcache.datasets import open_dataset
-from featcache.datasets.base import Dataset, SampleIndex
+from featcache.datasets.base import Dataset, SampleIndex, WrappedDataset
 from featcache.encoding.pipeline import default_workers
 from ft.distributed import Place
 from ft.prior.prior import StoredPrior
@@ -46,11 +46,11 @@ EXACT_BAR, STORED_BAR = 1.02, 1.05
 CLASSES, BANK = 1000, 4096
 
 
-class Relabelled:
+class Relabelled(WrappedDataset):
     """JPEGs of one folder as images of 1,000 classes."""
 
     def __init__(self, data: Dataset) -> None:
-        self.name, self.split, self.read, self.decode = data.name, data.split, data.read, data.decode
+        super().__init__(data)
         n, index = len(data.index), data.index
         labels = np.arange(n, dtype=np.int64) * 37 % CLASSES
         names = tuple(f"class {number}" for number in range(CLASSES))
@@ -123,7 +123,7 @@ def bars_of(seconds: dict[str, list[float]]) -> tuple[list[dict[str, Any]], dict
 
     def of(name: str, *others: str) -> float:
         below = [sum(parts) for parts in zip(*(seconds[other] for other in others), strict=True)]
-        return median(a / b for a, b in zip(seconds[name], below, strict=True))
+        return float(median(a / b for a, b in zip(seconds[name], below, strict=True)))
 
     exact, stored = of("exact", "plain", "frozen"), of("stored v0", "plain")
     bars = [

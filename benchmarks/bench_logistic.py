@@ -59,7 +59,8 @@ class Finished:
             return None
         with np.load(path) as file:
             values = [file[name] for name in Point._fields]
-        return Point(*(value if value.ndim else float(value) for value in values))
+        parts: list[Any] = [value if value.ndim else float(value) for value in values]
+        return Point(*parts)
 
     def put(self, key: str, point: Point) -> Point:
         """Store a point in one step."""

@@ -32,7 +32,7 @@ CS = np.logspace(-2, 2.5, 10)
 def draw_tags(features: NDArray[np.float16], classes: int, seed: int = 1) -> NDArray[np.int8]:
     """Targets (N, L) from linear logits of noise, 5 to 35% positive."""
     rng = np.random.default_rng(seed)
-    logits = features.astype(np.float64) @ rng.standard_normal((features.shape[1], classes))
+    logits: NDArray[np.float64] = features.astype(np.float64) @ rng.standard_normal((features.shape[1], classes))
     logits = 2.0 * (logits - logits.mean(axis=0)) / logits.std(axis=0) - rng.uniform(1.0, 4.0, classes)
     return (logits + rng.logistic(size=logits.shape) > 0).astype(np.int8)
 

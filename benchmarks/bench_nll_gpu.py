@@ -109,13 +109,13 @@ def _torch() -> Callable[..., object]:
 
 
 def _cut_cross_entropy() -> Callable[..., object]:
-    from cut_cross_entropy import linear_cross_entropy  # type: ignore[import-not-found]
+    from cut_cross_entropy import linear_cross_entropy
 
     return lambda X, w, y: linear_cross_entropy(X * SCALE, w, y, impl="cce")
 
 
 def _liger() -> Callable[..., object]:
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     loss = LigerFusedLinearCrossEntropyLoss()
     return lambda X, w, y: loss(w, X * SCALE, y)
@@ -187,7 +187,8 @@ class Bench:
 
     def grid(self) -> None:
         """A path of interpolations of two heads."""
-        X, W, y = draw(*(self.sizes[k] for k in ("N", "D", "C")), 2, self.dtype, self.device)  # type: ignore[call-arg]
+        sizes = self.sizes
+        X, W, y = draw(sizes["N"], sizes["D"], sizes["C"], 2, self.dtype, self.device)
         alphas = np.linspace(0, 1, N_ALPHAS).tolist()
         between = [((1 - a) * W[0].float() + a * W[1].float()).to(self.dtype) for a in alphas]
         name = next(iter(ours(pose(X, W, y, alphas=alphas), lambda i: linear_nll(X, W, y, impl=i), {})))

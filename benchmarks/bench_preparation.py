@@ -108,7 +108,8 @@ def agreement(files: Sequence[bytes], plain: Encoder, fast: Encoder) -> dict[str
         fast = encoder.preparation == "fast"
         pictures = [decode_jpeg(file, smallest) if fast else decode_image(file) for file in files]
         made = encoder.encode_images([encoder.prepare(picture) for picture in pictures if picture is not None])
-        return made / np.linalg.norm(made, axis=1, keepdims=True)
+        unit: np.ndarray = made / np.linalg.norm(made, axis=1, keepdims=True)
+        return unit
 
     small, small_fast = load_encoder("tiny"), load_encoder("tiny", preprocess="fast")
     texts = small.encode_texts(CLASSES).T

@@ -72,7 +72,7 @@ def plain_lp(rows: Rows, steps: int) -> int:
             torch.nn.functional.cross_entropy(F @ w.T + b + blend * G, labels).backward()
             sgd.step()
             if step % 10 == 0 and blend.grad is not None:
-                blend.data -= n / (4 * (G**2).sum(0).max()) * blend.grad
+                blend.data -= n / (4 * (G**2).sum(0).max()) * blend.grad  # type: ignore[unreachable]  # filled by backward()
             with torch.no_grad():
                 logits = V @ w.T + b + blend * (V @ T.T)
                 hits[step - 1] += int((logits.argmax(1) == v).sum())
@@ -93,7 +93,7 @@ def plain_keys(rows: Rows, epochs: int) -> float:
         optimiser = torch.optim.AdamW([keys], lr=1e-3, eps=1e-4)
         values = torch.nn.functional.one_hot(y, base.shape[1]).float()
         for _ in range(epochs):
-            for batch in torch.randperm(len(V)).split(256):  # type: ignore[no-untyped-call]
+            for batch in torch.randperm(len(V)).split(256):
                 votes = torch.exp(5.5 * (V[batch] @ keys.T - 1)).scatter(1, batch[:, None], 0.0) @ values
                 loss = torch.nn.functional.cross_entropy(base[batch] + votes, y[batch])
                 optimiser.zero_grad()

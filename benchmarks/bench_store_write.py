@@ -75,7 +75,7 @@ def floor_writer(chunk_rows: int) -> Write:
         for number, start in enumerate(range(0, len(rows), chunk_rows)):
             folder = path / str(number)
             folder.mkdir(parents=True)
-            content = memoryview(rows[start : start + chunk_rows]).cast("B")
+            content = memoryview(rows[start : start + chunk_rows].data).cast("B")
             with open(folder / "0", "xb", buffering=0) as file:
                 atomic._reserve(file.fileno(), len(content))
                 digest = started_checksum()
@@ -95,7 +95,7 @@ def write_safetensors(path: Path, rows: Rows) -> None:
 def write_zarr(path: Path, rows: Rows, chunk_rows: int) -> None:
     import zarr
 
-    options = {"compressors": None, "filters": None, "fill_value": 0}
+    options: dict[str, Any] = {"compressors": None, "filters": None, "fill_value": 0}
     array = zarr.create_array(str(path), shape=rows.shape, chunks=(chunk_rows, rows.shape[1]), dtype="<f2", **options)
     array[:] = rows
 

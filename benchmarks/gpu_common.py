@@ -29,7 +29,7 @@ def _seconds(device: torch.device, work: Work) -> float:
     work()
     last.record()
     torch.cuda.synchronize(device)
-    return first.elapsed_time(last) / 1e3
+    return float(first.elapsed_time(last)) / 1e3
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> dict[str, float]:

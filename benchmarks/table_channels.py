@@ -55,10 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stores = stores_of(args.folder, "imagenet_fewshot")
     text = zero_shot_head(args.folder, stores["train"])
     order = ranked_channels(class_directions(text)[0])
-    Z, truth = stores["test"].numpy(np.float32)
+    Z, labels = stores["test"].numpy(np.float32)
+    truth = labels.astype(np.int64)
     print("| rows per class | channels | accuracy by folds, % | on test, % |\n|---:|---:|---:|---:|")
     for shots, channels in product(args.shots, args.channels):
-        X, y = few_shot(stores["train"], shots, 0).numpy(np.float32)
+        X, labels = few_shot(stores["train"], shots, 0).numpy(np.float32)
+        y = labels.astype(np.int64)
         found = validation_folds(y, len(text.classnames))
         assert found is not None
         kept = (found[0][:, None] != found[0]).astype(np.float32)

@@ -144,7 +144,8 @@ class Table:
     def choose(self, name: str, candidates: Mapping[float, dict[str, Any]]) -> float:
         """The value whose run has the lowest NLL on the selection split."""
         if len(candidates) == 1:
-            return next(iter(candidates))
+            (only,) = candidates
+            return only
         nll = {value: self.train(options, f"{name} {value:g}")["val"]["nll"] for value, options in candidates.items()}
         return min(nll, key=lambda value: nll[value])
 
@@ -233,7 +234,7 @@ class Table:
                 files.append(write_moments(layer_moments(encoder, open_dataset("digits", "train")), model))
         out = self.work / "merged" / merge.method / "_".join(f"{key}={value}" for key, value in settings.items())
         ft.merge(merge.method, models, out, base="tiny", moments=files, overwrite=True, **settings)
-        of_base = heads.load(folders[0] / "start_head.safetensors").linear()
+        of_base = as_linear(heads.load(folders[0] / "start_head.safetensors"))
         head = ft.merge_heads(
             merge.method,
             [as_linear(heads.load(folder / "best_head.safetensors")) for folder in folders],

@@ -77,7 +77,7 @@ def _table(
 def _value(row: Mapping[str, Any], names: Sequence[str], name: str, metric: str) -> float:
     if name != SHIFTED:
         return float(row["metrics"][name][metric])
-    return statistics.mean(row["metrics"][shift][metric] for shift in names if shift != "digits")
+    return float(statistics.mean(row["metrics"][shift][metric] for shift in names if shift != "digits"))
 
 
 def _differences(groups: Mapping[str, list[Mapping[str, Any]]], names: Sequence[str]) -> str:

@@ -166,7 +166,8 @@ def zero_shot_head(folder: Path, train: ResidentStore) -> LinearHead:
     with np.load(folder / "imagenet_fewshot.npz") as file:
         weights = LOGIT_SCALE * file["text_weights"].astype(np.float32)
     identity: Any = {"head": "zero_shot", "text_digest": "ViT-B-32/openai", "encoder_key": None, "fitted_on": []}
-    return LinearHead(weights, np.zeros(len(weights)), train.classnames, name="zero_shot", provenance=identity)
+    bias = np.zeros(len(weights), np.float32)
+    return LinearHead(weights, bias, train.classnames, name="zero_shot", provenance=identity)
 
 
 def imagenet(folder: Path, shots: Sequence[int], kept: Kept, draws: int = 2000) -> list[dict[str, Any]]:

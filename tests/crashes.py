@@ -131,13 +131,13 @@ class DiskPath:
             self.disk.unlink(self.pure)
 
     def put(self, content: Any) -> None:
-        local.put(self, content)  # type: ignore[arg-type]
+        local.put(self, content)
 
     def create(self, content: Any) -> bool:
-        return local.create(self, content)  # type: ignore[arg-type]
+        return local.create(self, content)
 
     def remove(self) -> None:
-        local.remove(self)  # type: ignore[arg-type]
+        local.remove(self)
 
     def read_bytes(self) -> bytes:
         return self.disk.contents[self.disk.number(self.pure)]
@@ -175,11 +175,11 @@ def running_on(disk: Disk | None) -> Iterator[None]:
             **{name: getattr(os, name) for name in ("O_WRONLY", "O_CREAT", "O_EXCL", "O_RDONLY", "getpid", "environ")},
         )
     writer.zarr_metadata = METADATA  # type: ignore[assignment]
-    claims.is_alive = lambda who: False  # type: ignore[assignment]
+    claims.is_alive = lambda who: False
     try:
         yield
     finally:
-        local.os, local.synced, writer.zarr_metadata, claims.is_alive = kept  # type: ignore[assignment]
+        local.os, local.synced, writer.zarr_metadata, claims.is_alive = kept
 
 
 def _metadata() -> Callable[[Any, Any], dict[str, bytes]]:

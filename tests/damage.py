@@ -125,7 +125,7 @@ def dataset(seed: int = 0) -> Columned:
 
 
 def encode(root: Path, seed: int = 0) -> Path:
-    options = EncodeOptions(taps=[TAP], views=0, **OPTIONS)  # type: ignore[arg-type]
+    options = EncodeOptions(taps=[TAP], views=0, **OPTIONS)
     return Path(str(encode_dataset(dataset(seed), TappedEncoder(), root=root, options=options).store.path))
 
 
@@ -390,7 +390,7 @@ def mended(words: str, root: Path, reference: str) -> Callable[[], object]:
     def read() -> object:
         verb(words)()
         store = find_store(reference, root / "cache")
-        return store.raw if isinstance(store, TextStore) else store.numpy()  # type: ignore[attr-defined]
+        return store.raw if isinstance(store, TextStore) else store.numpy()
 
     return read
 

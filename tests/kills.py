@@ -143,7 +143,7 @@ def setup(folder: Path) -> None:
     (folder / "classes.txt").write_text("owl\nant\nbee\n")
     write_rows()
     diffusion.Painter = lambda *_: diffusion_models.Draft()  # type: ignore[assignment, misc]
-    heads.cli.demo.open_dataset, heads.cli.demo.TESTS = few_digits, heads.cli.demo.TESTS[:2]  # type: ignore[assignment,misc]
+    heads.cli.demo.open_dataset, heads.cli.demo.TESTS = few_digits, heads.cli.demo.TESTS[:2]  # type: ignore[assignment]
     clip_models.write_folder(folder / "plain", clip_models.make_model())
     encode = "encode imagefolder:pictures --split all --quiet"
     for words in (

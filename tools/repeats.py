@@ -26,10 +26,12 @@ def normal_lines(path: Path) -> list[tuple[int, str]]:
     text = path.read_text()
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Expr | ast.Import | ast.ImportFrom):
+            continue
         is_doc = (
             isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         )
-        if is_doc or isinstance(node, ast.Import | ast.ImportFrom):
+        if is_doc or not isinstance(node, ast.Expr):
             left_out |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     words: dict[int, list[str]] = defaultdict(list)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

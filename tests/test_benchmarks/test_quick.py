@@ -11,7 +11,7 @@ SPEED, TIME = "times faster", "time over that of the product"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     record = tmp_path / "quick.json"
     monkeypatch.setattr(quick, "RECORD", record)
     monkeypatch.setattr(quick, "RUNS", {"one": ("bench_one",)})
@@ -29,14 +29,14 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
     return call
 
 
-def test_equal_and_slightly_worse_ratios_pass(run) -> None:  # type: ignore[no-untyped-def]
+def test_equal_and_slightly_worse_ratios_pass(run) -> None:
     for speed, time in ((20.0, 1.1), (18.0, 1.2), (40.0, 0.5)):
         status, out = run(speed, time)
         assert status == 0
         assert "WORSE" not in out
 
 
-def test_a_missed_bar_is_reported_but_is_not_a_regression(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_missed_bar_is_reported_but_is_not_a_regression(run) -> None:
     run(9.0, 1.1, "--update")
     status, out = run(9.0, 1.1)
     assert status == 0
@@ -44,7 +44,7 @@ def test_a_missed_bar_is_reported_but_is_not_a_regression(run) -> None:  # type:
 
 
 @pytest.mark.parametrize(("speed", "time", "name"), [(15.0, 1.1, SPEED), (20.0, 1.4, TIME)])
-def test_a_ratio_that_fell_behind_fails(run, speed: float, time: float, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_ratio_that_fell_behind_fails(run, speed: float, time: float, name: str) -> None:
     status, out = run(speed, time)
     assert status == 1
     (line,) = [line for line in out.splitlines() if line.startswith("WORSE")]

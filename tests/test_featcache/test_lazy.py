@@ -80,9 +80,9 @@ def test_a_file_that_shadows_a_package_is_named(name: str, tmp_path: Path) -> No
 
 def test_unknown_names_raise_attribute_errors() -> None:
     with pytest.raises(AttributeError, match=r"module 'heads' has no attribute 'Rigde'"):
-        heads.Rigde  # type: ignore[attr-defined]  # noqa: B018
+        heads.Rigde  # noqa: B018
     with pytest.raises(ImportError):
-        from heads import Rigde  # type: ignore[attr-defined]  # noqa: F401
+        from heads import Rigde  # noqa: F401
     assert not hasattr(heads, "__wrapped__")
 
 

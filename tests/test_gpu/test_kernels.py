@@ -29,9 +29,9 @@ def values(impl: str, problem: Problem) -> RowStats:
     module = import_module(f"heads.kernels.{impl}")
     module.require(problem)
     if impl == "triton":
-        return module.row_values(problem, pack(problem))  # type: ignore[no-any-return]
+        return module.row_values(problem, pack(problem))
     with _launcher(problem.features.device) as launch:
-        return module.row_values(problem, pack(problem), launch)  # type: ignore[no-any-return]
+        return module.row_values(problem, pack(problem), launch)
 
 
 def drawn(n: int, heads: int, classes: int, dtype: torch.dtype, device: str = "cuda") -> tuple[torch.Tensor, ...]:

@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str
 
 def judged(model: str, images: np.ndarray, weights: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Accuracy and NLL in float64, straight from the model: no store, no crop, no resizing."""
-    network = load_encoder(model).model  # type: ignore[attr-defined]
+    network = load_encoder(model).model
     pixels = (torch.from_numpy(images) / 255 - 0.5) / 0.5  # as the configuration of `tiny` has it
     with torch.inference_mode():
         features = network.encode_image(pixels.permute(0, 3, 1, 2)).double().numpy()

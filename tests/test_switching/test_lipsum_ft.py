@@ -202,7 +202,7 @@ def test_the_last_line_of_their_log(model: torch.nn.Module, tmp_path: Path, monk
         data = write_pictures(tmp_path / name, n)
         command = ["encode", data, "--split", "all", "--name", f"{name}_x224", "--model", "model", "--quiet"]
         assert main([*command, "--preprocess", "central-crop"]) == 0
-        X, y = find_store(f"{name}_x224/all", tmp_path / "cache").numpy(np.float64)  # type: ignore[union-attr]
+        X, y = find_store(f"{name}_x224/all", tmp_path / "cache").numpy(np.float64)
         logits = X @ head.weights.astype(np.float64).T
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p = (p / p.sum(axis=1, keepdims=True))[np.arange(n), y]

@@ -146,7 +146,7 @@ def test_lambda_of_the_cross_entropy(tmp_path: Path) -> None:
     pixels = np.stack([np.asarray(Image.open(file), np.float64) for file in files]) / 255
     pixels = (pixels - MEAN) / STD
     with torch.no_grad():
-        z = model.double().eval().encode_image(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).numpy()  # type: ignore[operator]
+        z = model.double().eval().encode_image(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).numpy()
     covariance = np.cov(z, rowvar=False)
     variance = np.maximum(0, 1 - np.sqrt(np.diag(covariance) + 1e-7)).mean()
     off = covariance - np.diag(np.diag(covariance))

@@ -64,7 +64,7 @@ def test_two_epochs_equal_a_plain_loop(root: Path) -> None:
             torch.nn.functional.cross_entropy(logits.T, targets) / 2
         )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(loss.item())
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

@@ -68,7 +68,7 @@ class Folders:
 def two_models(folder: Path) -> list[torch.nn.Module]:
     """A model, and one with another image tower; both as model folders."""
     models = [clip_models.make_model(0), clip_models.make_model(0)]
-    models[1].visual.load_state_dict(clip_models.make_model(7).visual.state_dict())  # type: ignore[union-attr]
+    models[1].visual.load_state_dict(clip_models.make_model(7).visual.state_dict())
     for name, model in zip(("zeroshot", "finetuned"), models, strict=True):
         clip_models.write_folder(folder / name, model)
     return models
@@ -82,7 +82,7 @@ def expected(models: list[torch.nn.Module], heads: list[LinearHead], data: Folde
     pixels, labels = data.sets[name]
     inputs = torch.from_numpy(((pixels / 255 - MEAN) / STD).transpose(0, 3, 1, 2))
     with torch.no_grad():
-        features = merged.double().eval().encode_image(inputs).numpy()  # type: ignore[operator]
+        features = merged.double().eval().encode_image(inputs).numpy()
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     weights, bias = ((1 - alpha) * a + alpha * b for a, b in zip(*((h.weights, h.bias) for h in heads), strict=True))
     logits = features @ weights.astype(np.float64).T + bias
@@ -203,7 +203,7 @@ def test_a_frozen_encoder_is_probed_on_stored_features(tmp_path: Path, monkeypat
     settings = {"lr": 0.01, "epochs": 3, "batch_size": 8, "weight_decay": 0.1, "warmup": 2}
     assert main([*command, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}"))]) == 0
     zero_shot, probe = as_linear(load("zero_shot.safetensors")), as_linear(load("probe.safetensors"))
-    X, y = find_store("pets/all", tmp_path / "cache").numpy()  # type: ignore[union-attr]
+    X, y = find_store("pets/all", tmp_path / "cache").numpy()
     weights, bias = (torch.tensor(value, requires_grad=True) for value in (zero_shot.weights, zero_shot.bias))
     optimizer, step = torch.optim.AdamW([weights, bias], lr=0.01, weight_decay=0.1), 0
     for epoch in range(3):
@@ -211,7 +211,7 @@ def test_a_frozen_encoder_is_probed_on_stored_features(tmp_path: Path, monkeypat
         for rows in np.split(order, range(8, len(y), 8)):
             logits = torch.from_numpy(X[rows]) @ weights.T + bias
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, torch.from_numpy(y[rows])).backward()  # type: ignore[no-untyped-call]
+            torch.nn.functional.cross_entropy(logits, torch.from_numpy(y[rows])).backward()
             torch.nn.utils.clip_grad_norm_([weights, bias], 1.0)
             rate = 0.01 * ((step + 1) / 2 if step < 2 else 0.5 * (1 + np.cos(np.pi * (step - 2) / (9 - 2))))
             optimizer.param_groups[0]["lr"] = rate

@@ -42,14 +42,14 @@ def zero_shot(prompts: list[list[str]]) -> np.ndarray[Any, Any]:
     features = encoder.encode_texts([text for texts in prompts for text in texts]).astype(np.float64)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     means = features.reshape(len(prompts), -1, features.shape[1]).mean(axis=1)
-    return means / np.linalg.norm(means, axis=1, keepdims=True)  # type: ignore[no-any-return]
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 def predictions(folder: Path, ids: list[str], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     encoder = load_encoder("tiny")
     pictures = [Image.open(folder / name).convert("RGB") for name in ids]
     features = encoder.encode_images([encoder.prepare(picture) for picture in pictures]).astype(np.float64)
-    return (features @ weights.T).argmax(axis=1)  # type: ignore[no-any-return]
+    return (features @ weights.T).argmax(axis=1)
 
 
 def judged(capsys: pytest.CaptureFixture[str], tmp_path: Path, spec: str, templates: str, *flags: str) -> Any:

@@ -23,7 +23,7 @@ METADATA = {"run": '{"é": 1}', "content": "x", "another": "y"}
 WRITERS: dict[str, Callable[[Path, Path], object]] = {
     "head": lambda path, store: heads.save(HEAD, path),
     "state": lambda path, store: write_state({"w": torch.ones(3), "v": torch.zeros(2)}, path, METADATA),
-    "features": lambda path, store: export(open_store(store), path, "safetensors"),  # type: ignore[arg-type]
+    "features": lambda path, store: export(open_store(store), path, "safetensors"),
 }
 
 

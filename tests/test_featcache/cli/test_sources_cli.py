@@ -85,7 +85,7 @@ def test_a_store_made_under_another_name_is_noted(
     command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]
     assert main(command) == 0
     assert "equals that of" not in capsys.readouterr().out
-    encoder.name = "best"  # type: ignore[misc]
+    encoder.name = "best"
     assert main(command) == 0
     assert "the tower of best equals that of numpy: @best finds this store too" in capsys.readouterr().out
 

@@ -42,7 +42,7 @@ def test_a_named_class_list_renames_numbered_classes(tmp_path: Path) -> None:
     assert named.index.labels.tolist() == [0, 3, 199]
     assert dataset_key(named.index) == dataset_key(plain.index)
     both = open_dataset(f"{spec},classes=imagenet-r,prepared=central-crop", "test")
-    assert (both.index.classnames, both.prepared) == (named.index.classnames, "central-crop")  # type: ignore[attr-defined]
+    assert (both.index.classnames, both.prepared) == (named.index.classnames, "central-crop")
 
 
 def test_a_split_file_of_coop_orders_the_classes_of_a_folder(tmp_path: Path) -> None:

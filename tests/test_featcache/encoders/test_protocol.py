@@ -49,10 +49,10 @@ def test_encoders_satisfy_the_protocol(kind: str) -> None:
 
 
 def test_optional_members_have_defaults() -> None:
-    store = encode(NumpyDataset(8), model=Minimal())  # type: ignore[arg-type]
+    store = encode(NumpyDataset(8), model=Minimal())
     assert (store.dim, store.text_digest, store.logit_scale) == (3, None, None)
 
 
 def test_other_objects_are_refused_as_encoders() -> None:
     with pytest.raises(EncoderError, match="encoder: int without name, dim"):
-        encode(NumpyDataset(8), model=3)  # type: ignore[arg-type]
+        encode(NumpyDataset(8), model=3)

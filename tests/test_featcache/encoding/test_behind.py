@@ -26,7 +26,7 @@ def test_chunks_are_written_by_another_thread_than_the_one_that_encodes(
 ) -> None:
     writers, plain = set(), StoreWriter.write_chunk
 
-    def write_chunk(self, *args):  # type: ignore[no-untyped-def]
+    def write_chunk(self, *args):
         writers.add(threading.current_thread().name)
         return plain(self, *args)
 
@@ -58,7 +58,7 @@ def test_a_full_disk_stops_the_run_within_a_few_chunks_and_names_the_file(
 
 def test_an_interrupt_keeps_every_encoded_chunk(tmp_path: Path) -> None:
     class Interrupted(NumpyEncoder):
-        def encode_images(self, images):  # type: ignore[no-untyped-def]
+        def encode_images(self, images):
             if self.images >= 20:
                 raise KeyboardInterrupt
             return super().encode_images(images)

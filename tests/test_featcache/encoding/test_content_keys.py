@@ -46,7 +46,7 @@ def as_before(data: ArrayDataset) -> ArrayDataset:
 
 
 def made(data: object, encoder: NumpyEncoder | None = None, **options: object) -> EncodeResult:
-    return encode_dataset(data, encoder or NumpyEncoder(), options=EncodeOptions(**options))  # type: ignore[arg-type]
+    return encode_dataset(data, encoder or NumpyEncoder(), options=EncodeOptions(**options))
 
 
 def test_arrays_of_equal_shape_have_separate_stores(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_file_that_is_replaced_while_it_is_encoded_leaves_no_finished_store(tm
     data = opened(saved(tmp_path / "fog", 1))
 
     class Replacing(NumpyEncoder):
-        def encode_images(self, images):  # type: ignore[no-untyped-def]
+        def encode_images(self, images):
             writable = np.load(tmp_path / "fog" / "test_images.npy", mmap_mode="r+")
             writable[19] += 1
             writable.flush()
@@ -195,7 +195,7 @@ def test_prepared_arrays_are_not_cropped_again(tmp_path: Path) -> None:
     spec = saved(tmp_path / "x32", 3, side=32, n=6)
     prepared, plain = open_dataset(f"{spec},prepared=central-crop", "test"), open_dataset(spec, "test")
     cropping, whole = load_encoder("tiny", preprocess="central-crop"), load_encoder("tiny")
-    one, two, three = made(prepared, cropping), made(plain, cropping), made(plain, whole)  # type: ignore[arg-type]
+    one, two, three = made(prepared, cropping), made(plain, cropping), made(plain, whole)
     assert one.store.encoder_key == two.store.encoder_key != three.store.encoder_key
     assert one.store.dataset_key != two.store.dataset_key
     assert two.copied_rows == one.copied_rows == 0
@@ -206,7 +206,7 @@ def test_prepared_arrays_are_not_cropped_again(tmp_path: Path) -> None:
 def test_an_encoder_with_another_preparation_is_refused(tmp_path: Path) -> None:
     data = open_dataset(f"{saved(tmp_path / 'x32', 3, side=32, n=6)},prepared=central-crop", "test")
     with pytest.raises(EncoderError, match=r"x32/test is already prepared by central-crop.*--preprocess central-crop"):
-        made(data, load_encoder("tiny"))  # type: ignore[arg-type]
+        made(data, load_encoder("tiny"))
     assert encoder_for(whole_dataset(NumpyDataset()), NumpyEncoder()).prepares
 
 

@@ -85,7 +85,7 @@ def test_many_classes_are_chunked_and_resumed(tmp_path: Path, monkeypatch: pytes
     assert whole.manifest.arrays["raw"].n_chunks == 4
 
     class Dies(NumpyEncoder):
-        def encode_texts(self, texts):  # type: ignore[no-untyped-def]
+        def encode_texts(self, texts):
             if "class 4" in texts[0]:
                 raise KeyboardInterrupt
             return super().encode_texts(texts)

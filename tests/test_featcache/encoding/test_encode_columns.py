@@ -21,7 +21,7 @@ class WithColumns(NumpyDataset):
 
     def __init__(self, n: int = 40, name: str = "fake", **columns: list[object]) -> None:
         super().__init__(n, broken=[3])
-        self.name, self.columns = name, columns  # type: ignore[misc]
+        self.name, self.columns = name, columns
 
     @property
     def index(self) -> SampleIndex:

@@ -34,7 +34,7 @@ def test_a_store_is_found_by_folder_key_and_name(root: Path) -> None:
 
 
 def named(encoder: NumpyEncoder, name: str) -> NumpyEncoder:
-    encoder.name = name  # type: ignore[misc]
+    encoder.name = name
     return encoder
 
 

@@ -330,7 +330,7 @@ class Moody(NumpyEncoder):
         self.mood = np.float32(1 + mood)
 
     def encode_images(self, images: object) -> np.ndarray:
-        return super().encode_images(images) + self.mood  # type: ignore[arg-type]
+        return super().encode_images(images) + self.mood
 
 
 def unit_rows(encoder: Moody) -> np.ndarray:

@@ -155,7 +155,7 @@ def test_damage_is_found_and_repaired(root: ObjectPath) -> None:
 
 def test_a_store_on_s3_is_found_under_every_name_of_its_encoder(root: ObjectPath) -> None:
     store, again = encode(root, NumpyDataset(), NumpyEncoder()), NumpyEncoder()
-    again.name = "alpha=1.000/é"  # type: ignore[misc]
+    again.name = "alpha=1.000/é"
     encode(root, NumpyDataset(), again)
     assert again.images == 0
     assert find_store("fake/train@alpha=1.000/é", root).path == store.path

@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> ImageStore:
 
 def entries(file: Path) -> dict[str, bytes]:
     with tarfile.open(file) as tar:
-        return {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
+        return {entry.name: tar.extractfile(entry).read() for entry in tar}
 
 
 def written(file: Path, content: dict[str, bytes], odd: tarfile.TarInfo | None = None) -> Path:

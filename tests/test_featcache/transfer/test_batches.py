@@ -86,7 +86,7 @@ def test_reading_stays_one_batch_ahead(store: ImageStore, monkeypatch: pytest.Mo
     next(batches)
     assert came.wait(10)  # the second batch is read while the caller has the first
     assert len(gathered) == 2
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def test_free_memory_decides_by_default(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ def test_mteb_encodes_nothing_twice(tmp_path: Path) -> None:
     inputs = DataLoader(Dataset.from_dict({"text": ["a", "bb", "ccc"]}))
     task: Any = SimpleNamespace(name="Task", modalities=["text"], get_modalities=lambda _: ["text"], category="t2t")
     for _ in range(2):
-        wrapped: Any = CachedEmbeddingWrapper(model, tmp_path, cache_backend=FeatureCache)  # type: ignore[arg-type]
+        wrapped: Any = CachedEmbeddingWrapper(model, tmp_path, cache_backend=FeatureCache)
         found.append(wrapped.encode(inputs, task_metadata=task, hf_split="test", hf_subset="default"))
         wrapped.close()
     assert model.asked == 3

@@ -189,7 +189,7 @@ def test_a_configuration_is_enough_for_a_folder(tmp_path: Path) -> None:
     model = clip_models.make_model(3)
     name = clip_models.write_folder(tmp_path / "a", model)
     source = load_encoder(name, device="cpu")
-    written = write_model_folder(source.configuration(), model.state_dict(), tmp_path / "b")  # type: ignore[attr-defined]
+    written = write_model_folder(source.configuration(), model.state_dict(), tmp_path / "b")
     again = load_encoder(f"local-dir:{written}", device="cpu")
     assert again.image_identity == source.image_identity
     assert again.text_identity == source.text_identity

@@ -27,7 +27,7 @@ def _architecture(monkeypatch: pytest.MonkeyPatch) -> None:
 def tuned(tmp_path: Path) -> dict[str, torch.Tensor]:
     """Weights of a model whose image tower is in best_acc.ckpt, and whose other tensors are in base.pt."""
     base, model = make_model(0), make_model(0)
-    model.visual.load_state_dict(make_model(7).visual.state_dict())  # type: ignore[union-attr]
+    model.visual.load_state_dict(make_model(7).visual.state_dict())
     write_ckpt(tmp_path / "best_acc.ckpt", model.state_dict())
     torch.save(base.state_dict(), tmp_path / "base.pt")
     return model.state_dict()

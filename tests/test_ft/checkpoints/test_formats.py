@@ -69,7 +69,7 @@ def test_transformers_prepares_images_alike(tmp_path: Path, mode: str) -> None:
     processor = transformers.CLIPImageProcessor.from_pretrained(str(tmp_path / "hf"))
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     theirs = torch.as_tensor(np.asarray(processor(images=[picture], return_tensors="pt")["pixel_values"]))
-    ours = encoder.pixels(torch.from_numpy(np.stack([encoder.prepare(picture)])))  # type: ignore[attr-defined]
+    ours = encoder.pixels(torch.from_numpy(np.stack([encoder.prepare(picture)])))
     assert (theirs - ours).abs().max() < 0.03  # a step of 8 bits: libraries round at different places
 
 
@@ -96,7 +96,7 @@ def test_architectures_without_a_clipmodel_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_lipsum_checkpoint_round_trips(tmp_path: Path, nested: bool) -> None:
     base, tuned = clip_models.make_model(0), clip_models.make_model(0)
-    tuned.visual.load_state_dict(clip_models.make_model(7).visual.state_dict())  # type: ignore[union-attr]
+    tuned.visual.load_state_dict(clip_models.make_model(7).visual.state_dict())
     clip_models.write_folder(tmp_path / "base", base)
     cls = write_ckpt(tmp_path / "best_acc.ckpt", tuned.state_dict(), nested=nested)
     assert is_flax(tmp_path / "best_acc.ckpt")
@@ -115,7 +115,7 @@ def test_lipsum_checkpoint_round_trips(tmp_path: Path, nested: bool) -> None:
 
 def test_wise_accepts_lipsums_checkpoint(tmp_path: Path) -> None:
     base, tuned = clip_models.make_model(0), clip_models.make_model(0)
-    tuned.visual.load_state_dict(clip_models.make_model(7).visual.state_dict())  # type: ignore[union-attr]
+    tuned.visual.load_state_dict(clip_models.make_model(7).visual.state_dict())
     clip_models.write_folder(tmp_path / "base", base)
     write_ckpt(tmp_path / "best_acc.ckpt", tuned.state_dict())
     (merged,) = wise(tmp_path / "base", tmp_path / "best_acc.ckpt", [0.25], tmp_path / "out")

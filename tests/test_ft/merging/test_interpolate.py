@@ -179,4 +179,4 @@ def test_checkpoints_are_named_in_place_of_state_dicts(tmp_path: Path) -> None:
 
 def test_several_alphas_are_for_wise() -> None:
     with pytest.raises(TrainingError, match=r"ft\.wise takes several"):
-        interpolate(model(0.1), model(0.9), [0.0, 0.5])  # type: ignore[arg-type]
+        interpolate(model(0.1), model(0.9), [0.0, 0.5])

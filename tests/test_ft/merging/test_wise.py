@@ -23,7 +23,7 @@ WEIGHTS = "open_clip_model.safetensors"
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     """A model, and the same with another image tower and an equal text tower."""
     zero, tuned = clip_models.make_model(0), clip_models.make_model(0)
-    tuned.visual.load_state_dict(clip_models.make_model(1).visual.state_dict())  # type: ignore[union-attr]
+    tuned.visual.load_state_dict(clip_models.make_model(1).visual.state_dict())
     for name, model in (("zero", zero), ("tuned", tuned)):
         clip_models.write_folder(tmp_path / name, model)
     return tmp_path / "zero", tmp_path / "tuned"

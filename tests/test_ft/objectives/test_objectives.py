@@ -98,7 +98,7 @@ def test_contrastive_gradients(captions: list[int] | None) -> None:
 def test_one_caption_for_all_gives_neither_loss_nor_gradient() -> None:
     features = V.clone().requires_grad_()
     value = contrastive(features, V0, 100.0, torch.zeros(4, dtype=torch.int64))
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.item() == 0
     assert features.grad is not None
     assert (features.grad == 0).all()

@@ -129,7 +129,7 @@ def test_frozen_side_gets_no_gradient(name: str, make: Callable[[], Regularizer]
     for value in [*frozen, *trained(step)]:
         assert value is not None
         value.requires_grad_()
-    make()(step).backward()  # type: ignore[no-untyped-call]
+    make()(step).backward()
     assert all(value is not None and value.grad is None for value in frozen)
 
 
@@ -241,7 +241,7 @@ def test_car_is_kl_of_context_distributions() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FeatureDistillation("l1"), "'mse' or 'cosine'"),  # type: ignore[arg-type]
+        (lambda: FeatureDistillation("l1"), "'mse' or 'cosine'"),
         (lambda: LogitDistillation(0.0), "positive"),
         (lambda: ContextDistillation(torch.ones(1, 4), 100.0), "two templates"),
         (lambda: Lipsum.exact(torch.ones(4), 100.0), r"\(K, D\)"),

@@ -142,7 +142,7 @@ def run_plainly(plain: Plain, chosen: FinetuneOptions) -> list[float]:
         plain.add_updates()
         loss = plain.loss(order[number * size :][:size], epoch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if chosen.clip:
             torch.nn.utils.clip_grad_norm_(plain.trained.values(), chosen.clip)
         optimizer.param_groups[0]["lr"] = rate(chosen, step, total)

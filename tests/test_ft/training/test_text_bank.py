@@ -126,7 +126,7 @@ def test_invalid_banks_are_refused(tiny, tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="takes texts of 14 ids"):
         embed_random_texts(20, other, length=15, root=tmp_path)
     with pytest.raises(EncoderError, match="no text side"):
-        embed_random_texts(20, NoText(), root=tmp_path)  # type: ignore[arg-type]
+        embed_random_texts(20, NoText(), root=tmp_path)
 
 
 class NoText:

@@ -113,13 +113,13 @@ def arm(kills: int) -> None:
         return call
 
     if kills == 0:
-        ft.checkpoints.folder.save_file = deadly(ft.checkpoints.folder.save_file, 1)  # type: ignore[attr-defined]
+        ft.checkpoints.folder.save_file = deadly(ft.checkpoints.folder.save_file, 1)
     elif kills == 1:
         Stepper.update = deadly(Stepper.update, 4)  # type: ignore[method-assign]
     elif kills == 2:
-        ft.training.loop.write_resume = deadly(ft.training.loop.write_resume, 1)  # type: ignore[attr-defined]
+        ft.training.loop.write_resume = deadly(ft.training.loop.write_resume, 1)
     elif kills == 3:
-        os.replace = deadly(os.replace, 1)  # type: ignore[assignment]
+        os.replace = deadly(os.replace, 1)
 
 
 def contents(out: Path) -> dict[str, Any]:

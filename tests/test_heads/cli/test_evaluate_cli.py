@@ -278,7 +278,7 @@ def test_a_metric_without_a_selection_is_refused(cli: Any) -> None:
 
 def test_the_head_leads_to_the_store_of_its_encoder(cli: Any, root: Path) -> None:
     other = NumpyEncoder(1)
-    other.name = "other"  # type: ignore[misc]
+    other.name = "other"
     store = featcache.encode(Shapes("shapes-dark", "test", 500, 60, 9), model=other, root=root)
     try:
         code, _, error = cli("info", "shapes-dark/test")

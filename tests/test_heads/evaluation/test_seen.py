@@ -231,7 +231,7 @@ def test_the_training_split_under_its_own_name_gives_figures_of_training_rows(sp
         evaluate([head], [renamed])
     assert evaluate([head], [renamed], seen="allow")
     with pytest.raises(HeadError, match="seen is 'ignore', expected one of refuse, exclude, allow"):
-        evaluate([head], [renamed], seen="ignore")  # type: ignore[typeddict-item]
+        evaluate([head], [renamed], seen="ignore")
 
 
 def test_choices_are_not_made_on_training_rows(splits: dict[str, ImageStore]) -> None:

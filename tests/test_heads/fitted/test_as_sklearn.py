@@ -27,7 +27,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module", params=[Ridge, KNN])
-def head(request: pytest.FixtureRequest, data: tuple[np.ndarray, np.ndarray], tmp_path_factory) -> LogitHead:  # type: ignore[no-untyped-def]
+def head(request: pytest.FixtureRequest, data: tuple[np.ndarray, np.ndarray], tmp_path_factory) -> LogitHead:
     path: Path = tmp_path_factory.mktemp("head") / "head.safetensors"
     request.param().fit(*data).save(path)
     return load(path)

@@ -259,7 +259,7 @@ def test_launches_go_to_torch_s_stream_and_device(recent: bool, monkeypatch: pyt
         pass
 
     if recent:
-        Stream.from_external = lambda stream: Scope("stream", *stream.__cuda_stream__())  # type: ignore[attr-defined]
+        Stream.from_external = lambda stream: Scope("stream", *stream.__cuda_stream__())
     cuda = SimpleNamespace(
         Device=lambda i: Scope("device", i), Stream=Stream, ExternalStream=lambda a, i: Scope("old", a)
     )

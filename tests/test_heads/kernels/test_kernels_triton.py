@@ -102,7 +102,7 @@ def test_softmax_residual_takes_the_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(primitives, "on_gpu", lambda column: True)
     monkeypatch.setattr(triton_residual, "takes", lambda logits: True)
     monkeypatch.setattr(triton_residual, "softmax_residual", lambda logits, labels: ("kernel", labels))
-    assert primitives.softmax_residual(logits, labels)[0] == "kernel"  # type: ignore[comparison-overlap]
+    assert primitives.softmax_residual(logits, labels)[0] == "kernel"
     monkeypatch.setattr(primitives, "_fused_residual", lambda: None)  # no Triton
     assert primitives.softmax_residual(logits, labels)[0][0].item() == pytest.approx(np.log(4))
 

@@ -49,7 +49,7 @@ def test_gradient_is_autograds(draw: Any) -> None:
     value, gradient = line.start(theta)
     point = theta.clone().requires_grad_()
     expected = penalised(line.objective, point)
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
     assert value == pytest.approx(float(expected.detach()), rel=1e-13)
     torch.testing.assert_close(gradient, point.grad, rtol=1e-12, atol=1e-12)
 
@@ -63,7 +63,7 @@ def test_methods_accept_known_logits(draw: Any) -> None:
         pass
     torch.testing.assert_close(logits, f.sample_logits(theta))
     value, gradient = f.value_and_gradient(theta)
-    expected, slope = torch.autograd.functional.vjp(lambda point: penalised(f, point), theta)  # type: ignore[no-untyped-call]
+    expected, slope = torch.autograd.functional.vjp(lambda point: penalised(f, point), theta)
     assert value == pytest.approx(float(expected), rel=1e-13)
     torch.testing.assert_close(gradient, slope)
     known: dict[int, Logits | None] = {0: None, 1: lambda piece: logits[piece.rows].clone()}
@@ -98,7 +98,7 @@ def test_blocks_are_the_inverses_of_the_hessians_diagonal_blocks(draw: Any) -> N
     line, theta = problem(draw, n=14)  # up to 2 D rows count exactly
     f = line.objective
     line.start(theta)
-    hessian = torch.autograd.functional.hessian(lambda point: nll_of(f, point), theta)  # type: ignore[no-untyped-call]
+    hessian = torch.autograd.functional.hessian(lambda point: nll_of(f, point), theta)
     blocks = ClassBlocks(f, line.sample_logits())
     for c in range(4):
         block = hessian[c, :, c, :] + 0.3 * torch.diag(torch.tensor([1.0] * 7 + [0.0], dtype=torch.float64))

@@ -37,10 +37,10 @@ def test_residual_and_curvature_are_autograds(loss: str) -> None:
 
     value, residual = LOSSES[loss].value_and_residual(logits.clone(), targets)
     point = logits.clone().requires_grad_()
-    total(point).backward()  # type: ignore[no-untyped-call]
+    total(point).backward()
     assert float(value.sum()) == pytest.approx(float(total(logits)), rel=1e-12)
     torch.testing.assert_close(residual, point.grad)
-    hessian = torch.autograd.functional.hessian(total, logits)  # type: ignore[no-untyped-call]
+    hessian = torch.autograd.functional.hessian(total, logits)
     torch.testing.assert_close(LOSSES[loss].curvature(logits), torch.einsum("icic->ic", hessian))
 
 
@@ -78,8 +78,8 @@ def test_a_strength_per_class_is_scipys_optimum(draw: Any, loss: str) -> None:
         else:
             nll = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="sum")
         total = nll + 0.5 * (strengths * theta[:, :-1].square()).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return float(total.detach()), theta.grad.numpy().ravel()  # type: ignore[union-attr]
+        total.backward()
+        return float(total.detach()), theta.grad.numpy().ravel()
 
     best = minimize(
         value, np.zeros(18), jac=True, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-9}
