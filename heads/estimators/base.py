@@ -29,12 +29,12 @@ from heads.rows.samples import (
     Rows,
     Samples,
     Selection,
+    accuracy,
     as_samples,
     check_width,
     feature_blocks,
     finite_blocks,
     is_store,
-    to_numpy,
 )
 from heads.rows.selection import selection_samples
 
@@ -124,7 +124,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             y = self.classes_[as_samples(X, tokens=self.takes_tokens).labels()]
         elif y is None:
             raise HeadError("arrays need labels: score(X, y); only stores have their own")
-        return float((self.predict(X) == to_numpy(y)).mean())
+        return accuracy(self.predict(X), y)
 
     def save(self, path: str | Path) -> Path:
         """Write the head to a safetensors file; see `heads.fitted.files.save`."""

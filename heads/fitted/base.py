@@ -22,6 +22,7 @@ from heads.rows.samples import (
     Float32,
     Ints,
     Rows,
+    accuracy,
     check_width,
     feature_blocks,
     is_store,
@@ -221,7 +222,7 @@ class LogitHead(ABC):
             return float((self.predict_index(X) == np.concatenate([labels for _, labels in X.blocks()])).mean())
         if y is None:
             raise HeadError("arrays need labels: score(X, y); only stores have their own")
-        return float((self.predict(X) == to_numpy(y)).mean())
+        return accuracy(self.predict(X), y)
 
     def linear(self) -> Self:
         """The head itself, if it is linear: class weights and a bias."""

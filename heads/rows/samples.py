@@ -132,12 +132,14 @@ def is_on_device(features: object) -> TypeIs[torch.Tensor]:
 def to_numpy(value: object) -> Array:
     """Any array-like as an array; tensors on the CPU are not copied (bfloat16 becomes float32).
 
-    Arrays with negative strides (``X[::-1]``) are copied, since torch does not support them.
+    Arrays with negative strides (``X[::-1]``) or of the other byte order are copied, since torch supports neither.
     """
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     array = np.asarray(value)
+    if not array.dtype.isnative:  # read from a file of another byte order, which torch does not take
+        return array.astype(array.dtype.newbyteorder("="))
     return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
@@ -321,6 +323,27 @@ def _checked_labels(y: ArrayLike | None) -> Array:
         if (labels != np.floor(labels)).any():
             raise HeadError("Unknown label type: continuous values; heads classify, give class labels")
     return labels
+
+
+def accuracy(predicted: Array, y: ArrayLike) -> float:
+    """Share of equal labels (N,), in [0, 1].
+
+    HeadError for another number of labels, or for text where labels are numbers and the other way round: these are
+    never equal.
+
+    >>> accuracy(np.array([0, 1, 1]), [0.0, 1.0, 2.0]).__round__(3)
+    0.667
+    """
+    labels = _checked_labels(y)
+    if len(labels) != len(predicted):
+        raise HeadError(f"X has {len(predicted)} rows and y has {len(labels)} labels; they must be equal")
+    text = [bool(len(values)) and isinstance(values.tolist()[0], str) for values in (labels, predicted)]
+    if text[0] != text[1]:
+        raise HeadError(
+            f"labels such as {labels.tolist()[0]!r} are never equal to predictions such as {predicted.tolist()[0]!r}; "
+            "give labels as predict returns them"
+        )
+    return float((predicted == labels).mean())
 
 
 def _values_of(classnames: Sequence[str], labels: Array) -> Array:

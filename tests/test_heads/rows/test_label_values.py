@@ -133,3 +133,28 @@ def test_labels_that_no_file_can_hold_are_refused(images: Any, tmp_path: Path) -
         fitted.save(tmp_path / "head.safetensors")
     with pytest.raises(HeadError, match="one label per class"):
         heads.LinearHead(np.eye(3), np.zeros(3), ("a", "b", "c"), classes=np.array([1, 2]))
+
+
+def test_accuracy_is_of_labels_as_predict_returns_them_or_refused(images: Any) -> None:
+    X, y = images().numpy()
+    fitted = Ridge().fit(X, y, classnames=("ant", "bee", "cow", "dog", "wasp"))
+    for head in (fitted, fitted.frozen()):
+        right = (head.predict(X) == y).mean()
+        assert head.score(X, y) == right > 0.8
+        with pytest.warns(UserWarning, match="column-vector"):
+            assert head.score(X, y[:, None]) == right
+        for wrong, message in (
+            (y.astype(str), "labels such as '.' are never equal to predictions such as .; give labels as predict"),
+            (y[:1], f"X has {len(y)} rows and y has 1 labels"),
+            (np.r_[y, y], "must be equal"),
+        ):
+            with pytest.raises(HeadError, match=message):
+                head.score(X, wrong)
+
+
+@pytest.mark.parametrize("kind", [lambda: KNN(5), heads.AdamW, heads.Cosine])
+def test_arrays_of_the_other_byte_order_are_the_same_rows(images: Any, kind: Any) -> None:
+    X, y = images().numpy()
+    swapped = X.astype(X.dtype.newbyteorder("S")), y.astype(y.dtype.newbyteorder("S"))
+    expected = kind().fit(X, y)
+    np.testing.assert_array_equal(kind().fit(*swapped).predict_proba(X), expected.predict_proba(swapped[0]))
