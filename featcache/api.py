@@ -2,7 +2,8 @@
 
 from featcache import __version__
 from featcache.encoders import load_encoder
-from featcache.encoding.images import EncodeResult, encode, encode_dataset
+from featcache.encoding.encode import encode
+from featcache.encoding.images import EncodeResult, encode_dataset
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.texts import embed_text
 from featcache.errors import FeatcacheError

@@ -14,7 +14,8 @@ from featcache.parameters import json_value
 from featcache.store import ImageStore, TextStore, find_store, resolve_root
 from featcache.store.catalogue import Entry
 from featcache.store.protocol import FeatureTable
-from featcache.store.reading.images import ImageFeatures, ViewStack
+from featcache.store.reading.features import ImageFeatures
+from featcache.store.reading.images import ViewStack
 from featcache.store.reading.tokens import POOLS
 from heads.estimators.catalogue import parameters_of, takes_prior
 

@@ -5,8 +5,9 @@
 `create` writes only if there is no such file. `featcache.store.writer` needs no other guarantees.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,41 +33,37 @@ def put(path: StorePath, content: Buffer, update: Update | None = None) -> None:
 
     StoreWriteError if the disk is full or read-only, or the object store refuses; an existing file stays unchanged.
     """
-    try:
+    with _explained("write", path):
         if isinstance(path, Path):
             local.put(path, content, update)
             return
         path.put(content)
         if update is not None:
             update(memoryview(content))
-    except OSError as error:
-        raise _cannot("write", path, error) from error
 
 
 def create(path: StorePath, content: Buffer) -> bool:
     """`put` unless the file exists; returns whether it was written."""
-    try:
+    with _explained("write", path):
         return local.create(path, content) if isinstance(path, Path) else path.create(content)
-    except OSError as error:
-        raise _cannot("write", path, error) from error
 
 
 def remove(path: StorePath) -> None:
     """Delete a file, if it exists; StoreWriteError without permission."""
+    with _explained("delete", path):
+        local.remove(path) if isinstance(path, Path) else path.remove()
+
+
+@contextmanager
+def _explained(what: str, path: StorePath) -> Iterator[None]:
+    """StoreWriteError for the OSErrors of the block."""
     try:
-        if isinstance(path, Path):
-            local.remove(path)
-        else:
-            path.remove()
+        yield
     except OSError as error:
-        raise _cannot("delete", path, error) from error
-
-
-def _cannot(what: str, path: StorePath, error: OSError) -> StoreWriteError:
-    return StoreWriteError(
-        f"cannot {what} {path}: {error.strerror or error}; nothing that was finished is lost: free some space or "
-        "get write permission, or use another folder (--root or --out), and run the same command again"
-    )
+        raise StoreWriteError(
+            f"cannot {what} {path}: {error.strerror or error}; nothing that was finished is lost: free some space or "
+            "get write permission, or use another folder (--root or --out), and run the same command again"
+        ) from error
 
 
 def read_or_none(path: StorePath) -> bytes | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from featcache.cli.main import main
 from featcache.encoders import load_encoder
 from featcache.encoders.callables import CallableEncoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.errors import EncoderError
 from featcache.store import content_key
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from featcache.encoders import load_encoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import PromptError
 from heads import ZeroShot

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from featcache.cli.main import main
 from featcache.encoders import load_encoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import EncoderError
 from featcache.store import content_key

@@ -13,7 +13,7 @@ from PIL import Image
 
 from featcache.datasets import open_dataset
 from featcache.encoders.callables import CallableEncoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.errors import ImageReadError
 
 RNG = np.random.default_rng(3)

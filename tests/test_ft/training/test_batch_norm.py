@@ -10,7 +10,7 @@ from clip_models import make_model, write_folder
 from finetuning import BATCH, HERE, N, Pictures, batch_of, options, start, train, weights
 
 from featcache.encoders import load_encoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.errors import TrainingError
 from featcache.store import list_stores, open_prior_store
 from ft.training.loop import finetune

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from featcache.datasets.base import SampleIndex
 from featcache.encoders import load_encoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.errors import DivergedError, TrainingError
 from ft.training.loop import finetune
 from ft.training.optim import lipsum_schedule, wise_ft_schedule

@@ -11,7 +11,7 @@ from finetuning import BATCH, Pictures, batch_of, start
 
 from featcache.datasets import open_dataset
 from featcache.encoders import load_encoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.errors import MismatchError
 from heads import Logistic, Ridge, save
 

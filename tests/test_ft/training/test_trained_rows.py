@@ -9,7 +9,7 @@ from finetuning import N, Pictures, options
 
 from featcache.datasets.base import SampleIndex
 from featcache.encoders import load_encoder
-from featcache.encoding.images import encode
+from featcache.encoding.encode import encode
 from featcache.errors import HeadError
 from featcache.progress import Silent
 from featcache.store import ImageStore
