@@ -191,7 +191,7 @@ class ChunkEncoder:
             return place is not None
 
         sample = read_sample(self._dataset, row, known)
-        if sample.picture is None:
+        if sample.image is None:
             return _Sample(work, row, sample.content, error=sample.error, place=place)
         views = sorted({part.whole_view for part in work.parts}, key=str)
         made = prepared(sample, lambda picture: {v: self._view(v)(picture, v.view, self._ids[row]) for v in views})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from featcache.encoders import Batch, Encoder
 from featcache.encoders.taps import encode_outputs
-from featcache.encoding.pipeline import Prepared
+from featcache.encoding.pipeline import Sample
 from featcache.processes import number_from
 from featcache.store.layout import DEFAULT_CHUNK_ROWS
 
@@ -81,7 +81,7 @@ def chunk_rows_for(seconds_a_row: float) -> int:
 
 def measured_chunk_rows(
     n: int,
-    few: Iterable[Prepared[Batch]],
+    few: Iterable[Sample[Batch]],
     encoder: Encoder,
     passes: int,
     clock: Callable[[], float] = time.perf_counter,

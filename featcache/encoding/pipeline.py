@@ -26,21 +26,12 @@ NO_CONTENT = bytes(16)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A sample: the xxh3-128 of its undecoded bytes, and its picture or an error."""
+class Sample(Generic[T]):
+    """A sample: the xxh3-128 of its undecoded bytes; its image, as decoded or as the encoder takes it, or an error."""
 
     row: int
     content: bytes
-    picture: Picture | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Prepared(Generic[T]):
-    """A sample's image as the encoder takes it, or an error."""
-
-    row: int
-    image: T | None
+    image: T | None = None
     error: str = ""
 
 
@@ -54,10 +45,10 @@ def default_ahead(encoder: Encoder) -> int:
     return 0 if encoder.device.startswith("cpu") else AHEAD_ON_GPU
 
 
-def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lambda content: False) -> Sample:
+def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lambda content: False) -> Sample[Picture]:
     """Read, hash and decode one sample; a damaged one gives a `Sample` with an error.
 
-    If ``known(content hash)`` is True, the picture is not needed and not decoded.
+    If ``known(content hash)`` is True, the image is not needed and not decoded.
     """
     digest = NO_CONTENT
     try:
@@ -71,32 +62,32 @@ def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lam
 
 def prepared_batches(
     dataset: PlainDataset, encoder: Encoder, batches: Iterable[range], workers: int, ahead: int
-) -> Iterator[list[Prepared[Batch]]]:
+) -> Iterator[list[Sample[Batch]]]:
     """Yield batches of rows, prepared for an encoder; see `worked_batches`."""
     whole = whole_dataset(dataset)
     encoder = encoder_for(whole, encoder)
     dataset = decoded_for(whole, encoder)
 
-    def prepare(rows: Sequence[int]) -> list[Prepared[Batch]]:
+    def prepare(rows: Sequence[int]) -> list[Sample[Batch]]:
         return [prepared(read_sample(dataset, row), encoder.prepare) for row in rows]
 
     return worked_batches(prepare, batches, workers, ahead)
 
 
-def prepared(sample: Sample, prepare: Callable[[Picture], T]) -> Prepared[T]:
+def prepared(sample: Sample[Picture], prepare: Callable[[Picture], T]) -> Sample[T]:
     """The sample's image as `prepare` makes it; a picture that cannot be prepared counts as unreadable.
 
     EncoderError if the encoder cannot prepare any picture.
     """
-    if sample.picture is None:
-        return Prepared(sample.row, None, sample.error)
+    if sample.image is None:
+        return Sample(sample.row, sample.content, error=sample.error)
     try:
-        return Prepared(sample.row, prepare(sample.picture))
+        return Sample(sample.row, sample.content, prepare(sample.image))
     except EncoderError:
         raise
     except Exception as error:  # a mode without a known scale, an odd shape, ...
         _raise_if_exhausted(error)
-        return Prepared(sample.row, None, f"{type(error).__name__}: {error}")
+        return Sample(sample.row, sample.content, error=f"{type(error).__name__}: {error}")
 
 
 def _raise_if_exhausted(error: Exception) -> None:

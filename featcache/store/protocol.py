@@ -41,15 +41,27 @@ class Scaled(Protocol):
         """The model's bias on scaled similarities (SigLIP)."""
 
 
-class Encoded(Protocol):
+class Named(Protocol):
+    """Features of images, or embeddings of texts, of C classes."""
+
+    @property
+    def name(self) -> str:
+        """Short name, used in results rows and provenance."""
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """The C class names, in label order."""
+
+    @property
+    def dim(self) -> int:
+        """D, the feature width."""
+
+
+class Encoded(Named, Protocol):
     """Identity of the encoder that computed the features, which decides whether a head can be used on them.
 
     Unknown values are None. A head that was fitted with an `encoder_key` refuses features without one.
     """
-
-    @property
-    def name(self) -> str:
-        """Short name, used in results rows."""
 
     @property
     def encoder_key(self) -> str | None:
@@ -62,14 +74,6 @@ class Encoded(Protocol):
     @property
     def text_digests(self) -> tuple[str, ...]:
         """Digests of the text towers that belong to these features."""
-
-    @property
-    def classnames(self) -> tuple[str, ...]:
-        """The C class names, in label order."""
-
-    @property
-    def dim(self) -> int:
-        """D, the feature width."""
 
     @property
     def tokens(self) -> int | None:
@@ -162,16 +166,8 @@ class FeatureTable(FeatureSource, Scaled, Protocol):
         """Features (n, D) of the given rows, valid or not, in that order."""
 
 
-class TextSource(Scaled, Protocol):
+class TextSource(Named, Scaled, Protocol):
     """Text embeddings of C classes x T prompts, as zero-shot heads read them."""
-
-    @property
-    def name(self) -> str:
-        """Short name, used in provenance."""
-
-    @property
-    def classnames(self) -> tuple[str, ...]:
-        """The C class names."""
 
     @property
     def templates(self) -> tuple[str, ...] | None:
@@ -184,10 +180,6 @@ class TextSource(Scaled, Protocol):
     @property
     def counts(self) -> NDArray[np.int64]:
         """(C,): number of prompts per class."""
-
-    @property
-    def dim(self) -> int:
-        """D, the feature width."""
 
     @property
     def text_key(self) -> str:

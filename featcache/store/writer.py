@@ -238,11 +238,7 @@ class StoreWriter:
         checksums = {name: [v for marker in markers for v in marker.checksums[name].split()] for name in self.specs}
         # Everything that the manifest refers to comes before it.
         whole = {
-            name: [
-                self.put_chunk(spec, chunk, values[name][spec.rows_of(chunk).start : spec.rows_of(chunk).stop])
-                for chunk in range(spec.n_chunks)
-            ]
-            for name, spec in self.whole.items()
+            name: self._put_rows(spec, range(spec.shape[0]), values[name]).split() for name, spec in self.whole.items()
         }
         for name, content in extra.items():
             places.put(self.store / name, content)

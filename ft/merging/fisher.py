@@ -18,7 +18,7 @@ from featcache.datasets.base import Dataset
 from featcache.encoders.base import Batch
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.augment import view_uniforms
-from featcache.encoding.pipeline import Prepared, batches_of, default_workers, prepared_batches
+from featcache.encoding.pipeline import Sample, batches_of, default_workers, prepared_batches
 from featcache.errors import ImageReadError, MismatchError, TrainingError
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import write_state
@@ -145,7 +145,7 @@ def pixel_batches(
     progress.finish()
 
 
-def stacked(batch: Sequence[Prepared[Batch]], dataset: Dataset) -> torch.Tensor:
+def stacked(batch: Sequence[Sample[Batch]], dataset: Dataset) -> torch.Tensor:
     """The images of a batch as one tensor; ImageReadError if one cannot be read."""
     if bad := [item for item in batch if item.image is None]:
         raise ImageReadError(f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); repair or remove it")
