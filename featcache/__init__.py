@@ -54,12 +54,13 @@ def sibling(name: str) -> ModuleType:
     """
     found = sys.modules.get(name)
     spec = found.__spec__ if found else find_spec(name)
-    origin = None if spec is None else spec.origin
+    folders = list(spec.submodule_search_locations or ()) if spec else []  # without __init__.py, there is no origin
+    origin = next(iter([spec.origin] if spec and spec.origin else folders), None)
     expected = Path(__file__).resolve().parents[1] / name / "__init__.py"
     if origin is None or Path(origin).resolve() != expected:
         raise ImportError(
             f"'import {name}' finds {origin or 'nothing'}, expected {expected}; "
-            f"rename that file, or run from a folder without {name}.py and without a folder {name}"
+            f"rename what it finds, or run from a folder without {name}.py and without a folder {name}"
         )
     return import_module(name)
 

@@ -74,8 +74,20 @@ def test_a_file_that_shadows_a_package_is_named(name: str, tmp_path: Path) -> No
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
         assert done.returncode == (2 if arguments[0] == "-m" else 1)
         assert str(other) in done.stderr.splitlines()[-1]
-        assert "rename that file" in done.stderr.splitlines()[-1]
+        assert "rename what it finds" in done.stderr.splitlines()[-1]
         assert arguments[0] == "-c" or "Traceback" not in done.stderr
+
+
+def test_a_folder_of_caches_that_hides_a_package_is_named(tmp_path: Path) -> None:
+    """Such as one that an uninstalled copy leaves in site-packages."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "featcache").symlink_to(ROOT / "featcache")
+    (tmp_path / "heads" / "__pycache__").mkdir(parents=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "library")}
+    command = [sys.executable, "-m", "featcache", "fit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"'import heads' finds {tmp_path / 'heads'}, expected" in done.stderr
 
 
 def test_unknown_names_raise_attribute_errors() -> None:
