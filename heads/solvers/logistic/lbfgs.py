@@ -35,6 +35,7 @@ from heads.solvers.logistic.objective import Line, Objective
 from heads.solvers.logistic.precision import Precision
 from heads.solvers.logistic.preconditioner import ClassBlocks, Diagonal
 from heads.solvers.parallel import one_torch_thread
+from heads.solvers.primitives import on_gpu
 
 _MEMORY = 10
 _ARMIJO, _CURVATURE = 1e-4, 0.9
@@ -63,23 +64,24 @@ class _History:
 
     def add(self, step: Tensor, change: Tensor) -> None:
         """Keep a pair if its curvature is positive beyond rounding; H stays positive definite."""
-        curvature = _dot(step, change)
-        if curvature > 1e-10 * (_dot(step, step) * _dot(change, change)) ** 0.5:
+        products = (_inner(a, b) for a, b in ((step, change), (step, step), (change, change)))
+        curvature, steps, changes = torch.stack(list(products)).tolist()  # one number to wait for, not three
+        if curvature > 1e-10 * (steps * changes) ** 0.5:
             self.pairs.append((step, change, 1.0 / curvature))
 
     def product(self, gradient: Tensor, initial: Diagonal | ClassBlocks) -> Tensor:
         """``H g`` by the two-loop recursion."""
         found, shares = gradient.clone(), []
         for step, change, rho in reversed(self.pairs):
-            share = rho * _dot(step, found)
-            found.sub_(change, alpha=share)
+            share = rho * _scalar(_inner(step, found))
+            _add(found, change, -share)
             shares.append(share)
         found = initial.solve(found)
         if self.pairs and not initial.to_scale:  # scale it to the curvature of the newest pair
             _, change, rho = self.pairs[-1]
-            found.mul_(1.0 / (rho * _dot(change, initial.solve(change))))
+            found.mul_(1.0 / (rho * _scalar(_inner(change, initial.solve(change)))))
         for (step, change, rho), share in zip(self.pairs, reversed(shares), strict=True):
-            found.add_(step, alpha=share - rho * _dot(change, found))
+            _add(found, step, share - rho * _scalar(_inner(change, found)))
         return found
 
 
@@ -98,7 +100,8 @@ class Minimiser:
         self._build_cost = ClassBlocks.cost(objective)
         # Iterations since the last build, or since the start. A build that costs less than one iteration comes first.
         self._age = self._build_cost if ClassBlocks.operations(objective) < 1.0 else 0
-        self._ticks: list[float] | None = [] if self.theta.device.type == "cuda" else None
+        timed = on_gpu(self.theta) and math.isfinite(self._build_cost)
+        self._ticks: list[float] | None = [] if timed else None
         self._took = self.max_iter  # iterations of the last penalty
         self.builds = 0
 
@@ -133,7 +136,7 @@ class Minimiser:
         recent = deque([value], maxlen=window + 1)
         while True:
             direction = history.product(gradient, self._blocks or diagonal).neg_()
-            slope = _dot(gradient, direction)
+            slope = float(_inner(gradient, direction))
             # Stop by the estimated gap and the decrease of the last iterations. After cheap products, whose curvature
             # is inexact, the estimate may be too small: a full window of iterations is needed first.
             decrease = recent[0] - value if len(recent) > window else float("inf") if warm else 0.0
@@ -191,7 +194,7 @@ class Minimiser:
             # Where the rounding of the sums hides the decrease, the slope decides.
             if new_value <= value + noise:
                 new_value, gradient = (new_value, gradient) if step == 1.0 else line.value_and_gradient(step)
-                if abs(_dot(gradient, direction)) <= _CURVATURE * abs(slope):
+                if abs(float(_inner(gradient, direction))) <= _CURVATURE * abs(slope):
                     return step, new_value, gradient
             # Back to the minimum of the parabola through value, slope and new value, within 0.1 to 0.5 of the step.
             curvature = new_value - value - slope * step
@@ -201,6 +204,19 @@ class Minimiser:
         return None
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner product, summed in float64."""
-    return float((a * b).sum(dtype=torch.float64))
+    return (a * b).sum(dtype=torch.float64)
+
+
+def _scalar(value: Tensor) -> float | Tensor:
+    """A number for a CPU. A GPU keeps the tensor: the host would have to wait for the number."""
+    return value if on_gpu(value) else float(value)
+
+
+def _add(found: Tensor, step: Tensor, share: float | Tensor) -> None:
+    """Add ``share * step`` in place."""
+    if isinstance(share, Tensor):
+        found.addcmul_(step, share.to(found.dtype))
+    else:
+        found.add_(step, alpha=share)

@@ -121,7 +121,7 @@ class Objective:
         """f(theta), summed in float64; one product, or none with logits."""
         of = logits or self.product(theta)
         losses = self._pieces(lambda piece: self._loss(piece.block, of(piece))[0])
-        return float(sum(losses, self._zero())) + self._penalty(theta)
+        return float(sum(losses, self._zero()) + self._penalty(theta))
 
     def value_and_gradient(self, theta: Tensor, logits: Logits | None = None) -> tuple[float, Tensor]:
         """f(theta) and its gradient (C, D + 1); two products, or one with logits."""
@@ -143,7 +143,7 @@ class Objective:
         if not self.fit_intercept:
             gradient[:, -1] = 0.0
         gradient[:, :-1] += theta[:, :-1] * self.strength
-        return float(total) + self._penalty(theta), gradient
+        return float(total + self._penalty(theta)), gradient
 
     def product(self, theta: Tensor, *, change: bool = False, out: Tensor | None = None) -> Logits:
         """Logits of parameters, or their `change` along a direction; kept in `out` (N, C) if it is given."""
@@ -188,9 +188,9 @@ class Objective:
         """An accumulator for the losses of pieces, on the device, so that a pass synchronises only once."""
         return torch.zeros((), dtype=torch.float64, device=self.rows.sample.X.device)
 
-    def _penalty(self, theta: Tensor) -> float:
+    def _penalty(self, theta: Tensor) -> Tensor:
         squares = theta[:, :-1].square().sum(dim=1, keepdim=True, dtype=torch.float64)
-        return 0.5 * float((squares * self.strength).sum())
+        return 0.5 * (squares * self.strength).sum()
 
 
 class Line:
