@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from featcache.errors import MismatchError, TrainingError
+from featcache.parameters import check_record
 from featcache.store.places.tensors import check_sound
 from ft.checkpoints.folder import write_state
 from ft.checkpoints.state import Json, State, check_shapes, shapes_of
@@ -23,6 +24,8 @@ from ft.training.step import Stepper
 
 RESUME = "resume.safetensors"
 FORMAT = "featcache-finetune-1"
+PARTS = ("progression", "identity", "scaler")
+"""Parts of the record of a state, besides its format."""
 
 
 @dataclass
@@ -77,6 +80,10 @@ def read_resume(path: Path, identity: Json) -> tuple[Json, dict[str, torch.Tenso
         raise TrainingError(f"{path}: cannot be read ({error}); start again with --overwrite") from error
     if record.get("format") != FORMAT:
         raise TrainingError(f"{path}: not a state that this version can resume; start again with --overwrite")
+    try:
+        check_record(record, dict.fromkeys(PARTS, Json), str(path), PARTS)
+    except ValueError as error:
+        raise TrainingError(f"{error}; start again with --overwrite") from error
     defaults = FinetuneOptions().to_dict()  # an older run lacks the options that were added since
     known, given = defaults | record["identity"], defaults | json.loads(json.dumps(identity))
     if differing := [name for name in sorted(known.keys() | given.keys()) if known.get(name) != given.get(name)]:

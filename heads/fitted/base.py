@@ -1,7 +1,7 @@
 """`LogitHead`: the interface of a fitted head, linear or not, for evaluation, files and predictions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +64,8 @@ class LogitHead(ABC):
     kind: ClassVar[str]
     settings: ClassVar[Mapping[str, object]]
     """Settings of `to_file`, and their types."""
+    optional: ClassVar[Collection[str]] = ()
+    """Settings that a file may lack, since earlier versions did not write them; they then keep their default."""
     tensors: ClassVar[Mapping[str, str]]
     """Tensors of `to_file`, and their types and shapes; see `heads.fitted.file_format.check_tensors`."""
     takes_tokens: ClassVar[bool] = False
@@ -152,7 +154,7 @@ class LogitHead(ABC):
 
     @classmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
-        """The head that `to_file` described; settings that older files lack keep their default."""
+        """The head that `to_file` described; `optional` settings that a file lacks keep their default."""
         fields = {name: tensors[name] for name in cls.tensors}
         fields |= {name: settings[name] for name in cls.settings if name in settings}
         made: Self = cast(Any, cls)(**fields, **common)  # every head is a dataclass

@@ -48,7 +48,8 @@ def load(path: str | Path) -> LogitHead:
             "heads.RidgeRegression.load"
         )
     try:
-        check_record(record, {**RECORD, **kind.settings}, str(path), ("classnames", "name", "provenance"))
+        required = ("classnames", "name", "provenance", *(name for name in kind.settings if name not in kind.optional))
+        check_record(record, {**RECORD, **kind.settings}, str(path), required)
         provenance = Provenance.checked(record.pop("provenance"), str(path))
         check_tensors(tensors, kind.tensors, {"C": len(record["classnames"])}, str(path))
         return kind.from_file(

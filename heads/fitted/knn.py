@@ -1,6 +1,6 @@
 """The kNN head: a bank of labelled rows, and their vote."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self, Unpack
 
@@ -87,6 +87,7 @@ class KNNHead(LogitHead):
         "scale": Positive,
         "floor": NotNegative,
     }
+    optional: ClassVar[Collection[str]] = ("probes", "scale", "floor")
     tensors: ClassVar[Mapping[str, str]] = {"features": "fND", "labels": "iN", "columns": "iC"}
 
     bank: NeighbourBank

@@ -1,6 +1,6 @@
 """`LinearHead`: class weights and biases whose outputs are logits, with their provenance."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self, cast
 
@@ -41,6 +41,7 @@ class LinearHead(LogitHead):
 
     kind: ClassVar[str] = "linear"
     settings: ClassVar[Mapping[str, object]] = {"alpha": float | None, "absent": list[int]}
+    optional: ClassVar[Collection[str]] = ("absent",)
     tensors: ClassVar[Mapping[str, str]] = {"weights": "fCD", "bias": "fC"}
 
     weights: Float32

@@ -133,9 +133,9 @@ class MultiLabelHead(LogitHead):
     def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`."""
         thresholds = np.array(tensors["thresholds"], np.float64)
-        thresholds[list(settings.get("never", ()))] = np.inf
+        thresholds[settings["never"]] = np.inf
         fields: Any = {name: value for name, value in common.items() if name != "classes"}  # targets have no labels
-        absent = tuple(settings.get("absent", ()))
+        absent = tuple(settings["absent"])
         return cls(tensors["weights"], tensors["bias"], thresholds=thresholds, absent=absent, **fields)
 
 

@@ -1,6 +1,6 @@
 """The Tip-Adapter head, which adds the votes of labelled rows to the logits of a linear head."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self, Unpack
 
@@ -85,6 +85,7 @@ class TipAdapterHead(LogitHead):
         "bank_classes": Annotated[int, Range(1, MAX_CLASSES)],
         "free": bool,
     }
+    optional: ClassVar[Collection[str]] = ("free",)
     tensors: ClassVar[Mapping[str, str]] = {
         "weights": "fCD",
         "bias": "fC",

@@ -257,7 +257,8 @@ def _ensemble(problem: Problem, ensemble: str, alphas: Sequence[float] | None) -
 
 def _labels(labels: Values, X: torch.Tensor) -> torch.Tensor:
     tensor = _tensor(labels)
-    if tensor.is_floating_point() or tensor.dtype == torch.bool or tuple(tensor.shape) != (len(X),):
+    numbers = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if not numbers or tuple(tensor.shape) != (len(X),):
         raise HeadError(f"labels are {tuple(tensor.shape)} {tensor.dtype}, expected ({len(X)},) class indices")
     return tensor.to(X.device, torch.int64)
 

@@ -317,6 +317,8 @@ def _checked_labels(y: ArrayLike | None) -> Array:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise HeadError(f"labels must be (N,), got {labels.shape}; pass class labels, not one-hot targets")
+    if labels.dtype.kind == "c":
+        raise HeadError("Complex data not supported: labels must be real; pass y.real or y.imag")
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             raise HeadError("labels hold NaN or infinity; drop these rows")

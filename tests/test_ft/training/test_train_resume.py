@@ -24,7 +24,7 @@ from featcache.store import PriorStore, open_prior_store
 from ft.checkpoints.folder import write_state
 from ft.training.loop import finetune
 from ft.training.options import FinetuneOptions
-from ft.training.resume import read_resume
+from ft.training.resume import FORMAT, PARTS, read_resume
 
 WORLD = 2
 TERMS = {"lipsum": 0.5, "variance_covariance": 1.0, "l2sp": 0.01, "logit_distillation": 1.0}
@@ -211,7 +211,8 @@ def test_another_run_is_not_resumed(killed: Path, model: str) -> None:
 def test_refusing_another_run_names_the_flags_that_resume_it(
     old: dict[str, Any], new: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    path, record = tmp_path / "resume.safetensors", {"format": "featcache-finetune-1", "identity": old}
+    path = tmp_path / "resume.safetensors"
+    record = {"format": FORMAT} | {name: {} for name in PARTS} | {"identity": old}
     write_state({"model/w": torch.zeros(1)}, path, {"run": json.dumps(record)})
     with pytest.raises(MismatchError, match=re.escape(words)):
         read_resume(path, new)
@@ -226,6 +227,15 @@ def test_a_damaged_state_is_refused(killed: Path, model: str, tmp_path: Path) ->
     (tmp_path / "resume.safetensors").write_bytes(state[:999])
     with pytest.raises(TrainingError, match=r"cannot be read .* --overwrite"):
         run(model, tmp_path, killed / "root kill", "contrastive")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_state_that_lacks_a_part_is_refused(tmp_path: Path, part: str) -> None:
+    record = {"format": FORMAT} | {name: {} for name in PARTS if name != part}
+    path = tmp_path / "resume.safetensors"
+    write_state({"model/weight": torch.zeros(1)}, path, {"run": json.dumps(record)})
+    with pytest.raises(TrainingError, match=rf"resume.safetensors: lacks '{part}'; start again with --overwrite$"):
+        read_resume(path, {})
 
 
 def test_resume_state_contains_no_pickle(killed: Path) -> None:

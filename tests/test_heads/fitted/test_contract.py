@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 import heads
 from featcache.errors import FeatcacheError, HeadError, MismatchError
+from heads.fitted.file_format import read_head, write_head
 
 
 def test_linear_has_the_shapes_and_types_of_the_interface(fitted: Any, images: Any) -> None:
@@ -58,6 +59,22 @@ def test_saved_and_loaded_is_the_same_head(fitted: Any, images: Any, tmp_path: P
     np.testing.assert_array_equal(loaded.logits(X), linear.logits(X))
     assert (loaded.name, loaded.classnames, loaded.provenance) == (linear.name, linear.classnames, linear.provenance)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["head.safetensors"]
+
+
+def test_a_file_that_lacks_a_setting_is_refused_unless_earlier_versions_did_not_write_it(
+    fitted: Any, tmp_path: Path
+) -> None:
+    head, path = fitted.frozen(), tmp_path / "head.safetensors"
+    heads.save(head, path)
+    for name in head.to_file()[1]:
+        tensors, record = read_head(path)
+        del record[name]
+        write_head(tmp_path / "less.safetensors", tensors, record)
+        if name in head.optional:
+            heads.load(tmp_path / "less.safetensors")
+            continue
+        with pytest.raises(HeadError, match=rf"less.safetensors: lacks '{name}'; fit the head again$"):
+            heads.load(tmp_path / "less.safetensors")
 
 
 def test_provenance_is_complete_and_json(fitted: Any) -> None:

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 import heads
 from featcache.errors import HeadError, MismatchError
 from heads.evaluation.metrics import MULTILABEL
+from heads.fitted.file_format import read_head, write_head
 
 
 def test_predictions_are_the_sigmoid_and_the_thresholds(fitted_multilabel: Any, tagged: Any) -> None:
@@ -128,3 +129,14 @@ def test_lists_of_names_are_targets_and_a_class_without_rows_is_named(tagged: An
     with pytest.warns(UserWarning, match="cow"):
         table = heads.MultiLabelLogistic(C=1.0).fit(X, Y, classnames=tagged().classnames)
     np.testing.assert_array_equal(head.coef_, table.coef_)
+
+
+@pytest.mark.parametrize("name", ["absent", "never"])
+def test_a_file_that_lacks_a_setting_is_refused(fitted_multilabel: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "head.safetensors"
+    heads.save(fitted_multilabel, path)
+    tensors, record = read_head(path)
+    del record[name]
+    write_head(path, tensors, record)
+    with pytest.raises(HeadError, match=rf"head.safetensors: lacks '{name}'; fit the head again$"):
+        heads.load(path)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import heads
 from featcache.errors import HeadError
 from heads import KNN, LinearDiscriminant, Logistic, NearestMean, Ridge, TipAdapter
+from heads.kernels.dispatch import linear_nll
 
 KINDS = {
     "ridge": Ridge,
@@ -158,3 +159,12 @@ def test_arrays_of_the_other_byte_order_are_the_same_rows(images: Any, kind: Any
     swapped = X.astype(X.dtype.newbyteorder("S")), y.astype(y.dtype.newbyteorder("S"))
     expected = kind().fit(X, y)
     np.testing.assert_array_equal(kind().fit(*swapped).predict_proba(X), expected.predict_proba(swapped[0]))
+
+
+def test_complex_labels_are_refused() -> None:
+    """Cast to whole numbers they would lose their imaginary part."""
+    X, W, y = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), np.array([0, 1, 2j])
+    with pytest.raises(HeadError, match=r"labels must be real; pass y.real or y.imag$"):
+        heads.Ridge().fit(X, y)
+    with pytest.raises(HeadError, match=r"labels are \(3,\) torch.complex128, expected \(3,\) class indices"):
+        linear_nll(X, W, y)
