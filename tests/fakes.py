@@ -17,6 +17,9 @@ class NumpyDataset:
     """N images of 4x4 pixels made from their row number; `broken` rows cannot be decoded."""
 
     name, split = "fake", "train"
+    decoding: str | None = None
+    prepared: str | None = None
+    opened_as = None
 
     def __init__(self, n: int = 40, broken: Sequence[int] = (), labels: Sequence[int] | None = None) -> None:
         self.broken, self.reads = set(broken), 0

@@ -44,6 +44,7 @@ def interpret() -> dict[str, str]:
         weights[1, slice(None) if bad == float("-inf") else 69, 0] = bad
         problem = pose(torch.ones(3, 4), weights, [0, 1, 69], confusion=True)
         rows = row_values(problem, pack(problem), Shape(*SMALL))
+        assert rows.predicted is not None
         fine = bool(rows.nll[0].isfinite().all() and rows.nll[1].isnan().all())
         found[f"weights with {bad}"] = "" if fine and int(rows.predicted.max()) < 70 else repr(rows)
     return found | residuals()

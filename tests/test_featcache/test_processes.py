@@ -3,19 +3,22 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from featcache.processes import full_float32, local_device, tf32_allowed
 
-MATMUL = torch.backends.cuda.matmul
+CPU: Any = torch.backends.mkldnn
+MATMUL: Any = torch.backends.cuda.matmul
 
 
 @pytest.fixture
 def switches() -> Iterator[None]:
     """Torch's switches as they were, after the test."""
-    before = [(backend, backend.fp32_precision) for backend in (torch.backends, MATMUL, torch.backends.mkldnn.matmul)]
+    backends: tuple[Any, ...] = (torch.backends, MATMUL, CPU.matmul)
+    before = [(backend, backend.fp32_precision) for backend in backends]
     yield
     for backend, precision in before:
         backend.fp32_precision = precision
@@ -62,12 +65,12 @@ def test_either_switch_is_read(switch: str, allowed: bool) -> None:
 @pytest.mark.usefixtures("switches")
 def test_full_float32_restores_the_settings() -> None:
     MATMUL.fp32_precision = "tf32"
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    CPU.matmul.fp32_precision = "bf16"
     with full_float32():
         assert not tf32_allowed()
-        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert CPU.matmul.fp32_precision == "ieee"
     assert tf32_allowed()
-    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert CPU.matmul.fp32_precision == "bf16"
 
 
 @pytest.mark.usefixtures("switches")

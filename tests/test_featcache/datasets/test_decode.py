@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def noise(height=40, width=30, channels=3, seed=0):
 def rgb(content):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = to_rgb(decode_image(content))
+        picture: Any = to_rgb(decode_image(content))
     assert picture.mode == "RGB"
     return np.asarray(picture)
 

@@ -44,6 +44,7 @@ def test_features_are_timms_own(name: str, pictures: list[Image.Image]) -> None:
 def test_the_published_preprocessing_of_dinov2_is_taken() -> None:
     """518 x 518 by its published configuration, bicubic, ImageNet's mean."""
     cfg = timm.get_pretrained_cfg("vit_small_patch14_dinov2.lvd142m")
+    assert cfg is not None
     encoder = load_encoder(SMALL, "random", device="cpu")
     spec = encoder.image_identity["preprocess"]
     assert set(spec) >= {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}

@@ -126,7 +126,7 @@ def test_bad_rows_are_not_copied(tmp_path: Path) -> None:
 def test_damaged_chunks_are_not_copied(tmp_path: Path, name: str) -> None:
     encoder = Noisy()
     old = run(tmp_path, Pictures(range(20)), encoder)
-    file = old.store.path / name
+    file = Path(old.store.path / name)
     content = bytearray(file.read_bytes())
     content[3] ^= 1
     file.write_bytes(content)
@@ -139,10 +139,10 @@ def test_damaged_chunks_are_not_copied(tmp_path: Path, name: str) -> None:
 def test_unfinished_and_damaged_stores_are_no_donors(tmp_path: Path) -> None:
     encoder = Noisy()
     one = run(tmp_path, Pictures(range(20)), encoder).store.path
-    (one / "manifest.json").unlink()
+    Path(one / "manifest.json").unlink()
     two = run(tmp_path, Pictures(range(19)), encoder)
     assert two.copied_rows == 0
-    (two.store.path / "features/c/0/0").unlink()
+    Path(two.store.path / "features/c/0/0").unlink()
     assert run(tmp_path, Pictures(range(18)), encoder).copied_rows == 0
 
 

@@ -58,9 +58,9 @@ def test_a_second_run_opens_no_image(tmp_path: Path) -> None:
 def test_a_hit_writes_nothing(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), NumpyEncoder()
     store = encode(tmp_path, dataset, encoder)
-    before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
     encode(tmp_path, dataset, encoder)
-    assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")} == before
 
 
 def test_other_weights_have_another_path(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_missing_or_short_chunk_is_refused_on_open_and_repaired_by_encode(tmp_
 def test_a_damaged_manifest_is_refused_and_rebuilt(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), NumpyEncoder()
     store = encode(tmp_path, dataset, encoder)
-    manifest = store.path / "manifest.json"
+    manifest = Path(store.path / "manifest.json")
     whole = manifest.read_bytes()
     for content in (whole.replace(b'"numpy"', b'"other"'), whole[: len(whole) // 2], b"[]"):
         manifest.write_bytes(content)
@@ -266,7 +266,7 @@ def test_no_store_and_no_such_folder(tmp_path: Path) -> None:
 
 def test_another_schema_is_refused_by_name(tmp_path: Path) -> None:
     store = encode(tmp_path, NumpyDataset())
-    manifest = store.path / "manifest.json"
+    manifest = Path(store.path / "manifest.json")
     manifest.write_bytes(manifest.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
     with pytest.raises(StoreCorruptError, match="store schema 2, this featcache reads schema 1"):
         open_store(store.path)

@@ -66,7 +66,7 @@ def test_of_several_stores_of_one_model_the_newest_is_found_and_the_others_are_n
     first = find_store("fake/train", root)
     grown = encode_dataset(NumpyDataset(50), NumpyEncoder(0), root=root).store
     provenance = first.provenance | {"written": "2020-01-01T00:00:00Z"}
-    (first.path / "provenance.json").write_bytes(provenance_bytes(provenance, first.manifest.key))
+    Path(first.path / "provenance.json").write_bytes(provenance_bytes(provenance, first.manifest.key))
     key = first.manifest.dataset_key[:8]
     for reference in ("fake/train", "fake/train@numpy"):
         with pytest.warns(FeatcacheWarning, match=rf"2 stores .* to use another, write fake/train@numpy#{key}$"):
@@ -164,7 +164,7 @@ def test_unfinished_and_damaged_stores_are_listed_as_such(root: Path) -> None:
     with pytest.raises(ImageReadError):
         encode_dataset(NumpyDataset(50, broken=[3]), NumpyEncoder(), root=root, options=EncodeOptions(chunk_rows=8))
     finished = find_store("fake/train", root).path
-    (finished / "manifest.json").write_text("{")
+    Path(finished / "manifest.json").write_text("{")
     names = sorted(entry.name for entry in list_stores(root) if not entry.finished)
     assert names == ["(damaged)", "(unfinished)"]
 

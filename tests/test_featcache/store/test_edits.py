@@ -120,7 +120,7 @@ def test_a_store_is_deleted_by_name_with_what_was_kept_for_it(root: Path, capsys
     store_moments(store)
     code, said, _ = run(capsys, "rm", "fake/train", "--root", str(root))
     assert (code, said["deleted"], len(said["stores"])) == (0, False, 2)
-    assert store.path.exists()
+    assert Path(store.path).exists()
     code, said, _ = run(capsys, "rm", "fake/train", "texts/animals", "--yes", "--root", str(root))
     assert (code, said["deleted"]) == (0, True)
     assert list_stores(root) == []

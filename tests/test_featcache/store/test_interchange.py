@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +31,11 @@ def test_axes_have_names_and_one_file_describes_all_arrays(store: ImageStore) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         group = zarr.open_consolidated(str(store.path), zarr_format=3)
-        arrays = dict(group.arrays())
+        arrays: dict[str, Any] = dict(group.arrays())
     assert {name: array.metadata.dimension_names for name, array in arrays.items()} == NAMES
     np.testing.assert_array_equal(arrays["features"][:], store.array("features"))
     for name in NAMES:
-        alone = zarr.open_array(str(store.path / name), mode="r")
+        alone: Any = zarr.open_array(str(store.path / name), mode="r")
         assert alone.metadata.dimension_names == NAMES[name]
 
 
@@ -57,21 +58,22 @@ def test_tensorstore_names_the_axes(store: ImageStore) -> None:
 
 
 def test_stores_of_earlier_versions_are_sound_as_they_are(store: ImageStore) -> None:
-    for file in store.path.rglob("zarr.json"):
+    path = Path(store.path)
+    for file in path.rglob("zarr.json"):
         metadata = json.loads(file.read_text())
         metadata.pop("consolidated_metadata", None)
         metadata.pop("dimension_names", None)
         file.write_text(json.dumps(metadata))
-    before = {file: file.read_bytes() for file in store.path.rglob("zarr.json")}
+    before = {file: file.read_bytes() for file in path.rglob("zarr.json")}
     assert verify(store.path, deep=True).ok
     assert open_image_store(store.path, reader="zarr").numpy()[0].shape == (40, 16)
-    encode_dataset(NumpyDataset(), NumpyEncoder(), root=store.path.parents[2])
+    encode_dataset(NumpyDataset(), NumpyEncoder(), root=path.parents[2])
     assert {file: file.read_bytes() for file in before} == before
 
 
 @pytest.mark.parametrize("field", ["shape", "dimension_names"])
 def test_damaged_consolidated_metadata_is_noticed(store: ImageStore, field: str) -> None:
-    file = store.path / "zarr.json"
+    file = Path(store.path / "zarr.json")
     metadata = json.loads(file.read_text())
     metadata["consolidated_metadata"]["metadata"]["features"][field][0] = 41 if field == "shape" else "column"
     file.write_text(json.dumps(metadata))

@@ -280,7 +280,7 @@ def test_a_retried_claim_is_recognised_as_our_own(tmp_path: Path) -> None:
 
 def test_leftovers_of_dead_writers_are_deleted_by_the_next_run(tmp_path: Path) -> None:
     options = EncodeOptions(max_bad=1)
-    store = encode_dataset(NumpyDataset(9), NumpyEncoder(), root=tmp_path, options=options).store.path
+    store = Path(encode_dataset(NumpyDataset(9), NumpyEncoder(), root=tmp_path, options=options).store.path)
     before = contents(store)
     dead = f"{atomic.HOST}-999999999-abc"
     put(store / "claims" / "3", dead.encode())

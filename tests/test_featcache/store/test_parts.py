@@ -71,7 +71,9 @@ def test_a_tap_added_later_changes_no_existing_file(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(broken=[11]), TappedEncoder()
     at_once = run(tmp_path / "once", dataset, encoder, TAP, max_bad=1).store
     store = run(tmp_path / "later", dataset, encoder, max_bad=1).store
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in store.path.rglob("*") if path.is_file()}
+    before = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(store.path).rglob("*") if path.is_file()
+    }
     encoder.images = 0
     result = run(tmp_path / "later", dataset, encoder, TAP, max_bad=1)
     assert (result.hit, result.encoded_rows, encoder.images) == (False, 40, 39)
@@ -153,7 +155,7 @@ def test_only_a_damaged_tap_is_encoded_again(tmp_path: Path, name: str, how: str
     dataset, encoder = NumpyDataset(), TappedEncoder()
     store = run(tmp_path, dataset, encoder, TAP).store
     whole = contents(store.path)
-    file = store.path / f"tap-{TAP}" / name
+    file = Path(store.path / f"tap-{TAP}" / name)
     if how == "flip":
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     else:
@@ -334,7 +336,7 @@ def test_the_projection_is_stored_with_its_tap_and_joins_old_ones_without_encodi
     assert {name for name in after if after[name] != before.get(name)} == added
     assert run(tmp_path, dataset, encoder, "pre_projection").hit
     assert verify(store.path, deep=True).ok
-    (store.path / "tap-pre_projection" / "projection.npy").write_bytes(b"damaged")
+    Path(store.path / "tap-pre_projection" / "projection.npy").write_bytes(b"damaged")
     with pytest.raises(StoreCorruptError, match=r"projection\.npy: differs from its checksum"):
         open_image_store(store.path).tap("pre_projection").visual_projection  # noqa: B018
     assert not verify(store.path, deep=True).ok

@@ -70,7 +70,9 @@ def test_objects_are_written_read_and_removed(root: ObjectPath) -> None:
     assert not create(path, b"two")
     assert path.read_bytes() == b"one"
     put(path, b"three")
-    assert (path.read_bytes(), stat(path).nbytes) == (b"three", 5)
+    file = stat(path)
+    assert file is not None
+    assert (path.read_bytes(), file.nbytes) == (b"three", 5)
     put(root / "a" / "c" / "d", b"")
     assert {name: file.nbytes for name, file in files(root / "a").items()} == {"b.json": 5, "c/d": 0}
     remove(path)

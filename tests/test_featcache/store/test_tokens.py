@@ -86,7 +86,7 @@ def test_tokens_are_stored_in_files_of_bounded_size(tmp_path: Path) -> None:
     assert np.isnan(tap.gather(np.array([11]))).all()
     blocks = [block.copy() for block, _ in tap.blocks(7)]
     np.testing.assert_array_equal(np.concatenate(blocks), features)
-    files = sorted((tap.folder / "features").rglob("c/*/0/0"))
+    files = sorted(Path(tap.folder / "features").rglob("c/*/0/0"))
     assert len(files) == 20
     assert {file.stat().st_size for file in files} == {2 * 2 * TOKENS * DIM}
     assert verify(store.path, deep=True).ok
@@ -184,7 +184,7 @@ def test_a_kill_after_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_a_damaged_file_is_named_and_its_chunk_made_again(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), TokenEncoder()
-    path = run(tmp_path, dataset, encoder, "patch").store.path
+    path = Path(run(tmp_path, dataset, encoder, "patch").store.path)
     before = contents(path)
     file = path / "tap-patch/features/c/9/0/0"
     content = bytearray(file.read_bytes())

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def store(tmp_path: Path) -> ImageStore:
 
 def entries(file: Path) -> dict[str, bytes]:
     with tarfile.open(file) as tar:
-        return {entry.name: tar.extractfile(entry).read() for entry in tar}
+        extract: Any = tar.extractfile
+        return {entry.name: extract(entry).read() for entry in tar}
 
 
 def written(file: Path, content: dict[str, bytes], odd: tarfile.TarInfo | None = None) -> Path:

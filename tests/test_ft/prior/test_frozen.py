@@ -107,7 +107,7 @@ def test_store_holds_the_towers_float32_features(tmp_path: Path) -> None:
         expected = torch.cat([Tower()(views(epoch)[rows]) for rows in batches(epoch)]).numpy()
         assert np.array_equal(store.gather(np.concatenate(batches(epoch))), expected)
         assert verify(entry.path, deep=True).ok
-        assert sorted(path.name for path in entry.path.glob("journal*")) == []
+        assert sorted(path.name for path in Path(entry.path).glob("journal*")) == []
     assert find_store("priors/prior-epoch1", tmp_path).kind == "priors"
 
 
@@ -319,7 +319,7 @@ def test_first_process_keeps_rows_that_only_others_recorded(tmp_path: Path, monk
 def test_damage_is_refused_and_can_be_repaired(tmp_path: Path, run: Callable[..., int]) -> None:
     train(stored(tmp_path), 1)
     (entry,) = list_stores(tmp_path)
-    chunk = entry.path / "features" / "c" / "0" / "0"
+    chunk = Path(entry.path / "features" / "c" / "0" / "0")
     content = bytearray(chunk.read_bytes())
     content[5] ^= 1
     chunk.write_bytes(content)

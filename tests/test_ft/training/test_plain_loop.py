@@ -85,7 +85,8 @@ class Plain:
                 bound, width = 1 / math.sqrt(module.embed_dim), module.embed_dim
                 a = torch.empty(3, rank, width).uniform_(-bound, bound, generator=make).double().requires_grad_()
                 b = torch.zeros(3, width, rank, dtype=torch.float64, requires_grad=True)
-                found[path] = module, module._parameters.pop("in_proj_weight").detach(), a, b
+                packed: Any = module._parameters.pop("in_proj_weight")
+                found[path] = module, packed.detach(), a, b
         return found
 
     def add_updates(self) -> None:

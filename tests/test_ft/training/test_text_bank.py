@@ -135,7 +135,7 @@ class NoText:
 
 def test_damage_is_refused(tiny, tmp_path: Path) -> None:
     store = embed_random_texts(20, tiny, root=tmp_path).store
-    chunk = store.path / "moment" / "c" / "0" / "0"
+    chunk = Path(store.path / "moment" / "c" / "0" / "0")
     content = bytearray(chunk.read_bytes())
     content[7] ^= 1
     chunk.write_bytes(content)

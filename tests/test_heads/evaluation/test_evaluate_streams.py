@@ -87,6 +87,7 @@ def test_processes_share_the_valid_rows_without_overlap(tmp_path: Path, size: in
         seen += np.flatnonzero(store.valid)[places].tolist()
         shared.run(rank, size)
     assert seen == np.flatnonzero(store.valid).tolist()
+    assert shared.samples is not None
     np.testing.assert_array_equal(shared.samples.rank, whole.samples["fake"].rank)
     for found, wanted in zip(shared.results(), whole.rows, strict=True):
         assert found["top1"] == wanted["fake:top1"]

@@ -93,6 +93,7 @@ def test_the_table_marks_the_best_and_sorts_by_exact_values(tmp_path):
 def test_points_lie_where_the_logit_scale_puts_them():
     rows = [row("z", (0.6, 0.5, 0.3), 0.0), row("z", (0.7, 0.6, 0.5), 0.5), row("z", (0.8, 0.4, 0.2), 1.0)]
     chart = robustness_chart(rows, "clean", ["fog", "snow"])
+    assert chart is not None
     marks = next(series.marks for series in chart.series if series.marks)
     assert [mark.shape for mark in marks] == ["star", "thin", "diamond"]
     z = np.log(np.array([0.6, 0.7, 0.8]) / np.array([0.4, 0.3, 0.2]))
@@ -107,7 +108,9 @@ def test_points_lie_where_the_logit_scale_puts_them():
 def test_heads_that_lack_a_shift_are_left_out_of_its_chart():
     partial = {key: value for key, value in row("b", (0.5, 0.5, 0.5)).items() if not key.startswith("snow")}
     assert robustness_chart([partial], "clean", ["snow"]) is None
-    assert len([s for s in robustness_chart([partial], "clean", ["fog"]).series if s.marks]) == 1
+    chart = robustness_chart([partial], "clean", ["fog"])
+    assert chart is not None
+    assert len([s for s in chart.series if s.marks]) == 1
 
 
 def test_heads_that_differ_in_shots_alone_are_one_line_from_few_to_many():
@@ -116,6 +119,7 @@ def test_heads_that_differ_in_shots_alone_are_one_line_from_few_to_many():
         for k in (4, 1, 2)
     ]
     chart = robustness_chart([*rows, {"head": "zero_shot", "clean:top1": 0.6, "fog:top1": 0.5}], "clean", ["fog"])
+    assert chart is not None
     ridge, zero_shot = (series for series in chart.series if series.marks)
     assert (ridge.name, zero_shot.name) == ("ridge", "zero_shot")
     assert [mark.tip.partition("\n")[0] for mark in ridge.marks] == [
@@ -205,6 +209,7 @@ def test_details_agree_with_numpy(digits, head):
     worst = found.confusions[0]
     assert counts[digits.classnames.index(worst.label), digits.classnames.index(worst.predicted)] == counts.max()
     for shown, temperature in ((found.reliability, 1.0), (found.calibrated, 4.0)):
+        assert shown is not None
         p = np.exp(logits / temperature - (logits / temperature).max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         bins = np.clip(np.ceil(p.max(1) * 15).astype(int) - 1, 0, 14)

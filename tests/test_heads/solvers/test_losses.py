@@ -79,6 +79,7 @@ def test_a_strength_per_class_is_scipys_optimum(draw: Any, loss: str) -> None:
             nll = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="sum")
         total = nll + 0.5 * (strengths * theta[:, :-1].square()).sum()
         total.backward()
+        assert theta.grad is not None
         return float(total.detach()), theta.grad.numpy().ravel()
 
     best = minimize(
