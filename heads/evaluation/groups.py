@@ -42,12 +42,17 @@ def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
     sizes = [len(seen) for seen, _ in parts]
     present, codes = np.unique(np.ravel_multi_index([of for _, of in parts], sizes), return_inverse=True)
     places = zip(parts, np.unravel_index(present, sizes), strict=True)
-    cells = list(zip(*([str(seen[i]) for i in place] for (seen, _), place in places), strict=True))
+    cells = list(zip(*([_cell(seen[i]) for i in place] for (seen, _), place in places), strict=True))
     unknown = frozenset(code for code, values in enumerate(cells) if not all(values))
     names = [", ".join(f"{c}={v}" for c, v in zip(columns, values, strict=True)) for values in cells]
     if len(columns) == 1:
         names = [value for (value,) in cells]
     return Groups(codes.astype(np.int64), tuple(names), unknown)
+
+
+def _cell(value: object) -> str:
+    """A cell as text: empty if it is NaN, which columns of numbers have for a missing value."""
+    return "" if value != value else str(value)
 
 
 def _column(store: FeatureTable, column: str) -> NDArray[np.generic]:

@@ -62,7 +62,9 @@ class ResidentStore(TableDefaults):
     visual_projection: VisualProjection | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        features = self.features if isinstance(self.features, torch.Tensor) else torch.as_tensor(self.features)
+        features = (
+            self.features if isinstance(self.features, torch.Tensor) else torch.as_tensor(to_numpy(self.features))
+        )
         labels = to_numpy(self.labels)
         if features.ndim != 2 or labels.shape != (len(features),) or labels.dtype.kind not in "iu":
             raise HeadError(

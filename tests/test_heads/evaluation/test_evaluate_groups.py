@@ -81,6 +81,13 @@ def test_rows_with_an_empty_cell_are_never_the_worst_group(store: Any, images: A
         assert found["worst_group_top1"]["a"][0] == 1.0
 
 
+def test_nan_in_a_column_of_numbers_is_an_empty_cell(store: Any) -> None:
+    store.metadata = {"year": np.where(np.arange(300) % 3 == 0, np.nan, 2000.0 + np.arange(300) % 3)}
+    groups = groups_of(store, ["year"])
+    assert sorted(groups.names) == ["", "2001.0", "2002.0"]
+    assert [groups.names[code] for code in groups.known] == ["2001.0", "2002.0"]
+
+
 def test_classes_of_one_name_are_two_groups(store: Any) -> None:
     store.classnames = ("crane", store.classnames[1], "crane", *store.classnames[3:])
     found = groups_of(store, ["label"])

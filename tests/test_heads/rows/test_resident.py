@@ -59,6 +59,12 @@ def test_arrays_that_never_were_a_store() -> None:
     assert len(table.rows) == 40
 
 
+def test_arrays_of_any_layout_are_a_store() -> None:
+    X = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    for same in (X.astype(">f4"), X[::-1].copy()[::-1], np.repeat(X, 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(ResidentStore(same, np.arange(6) % 2, ("a", "b")).features.numpy(), X)
+
+
 def test_arrays_are_known_by_the_values_of_their_rows() -> None:
     rng = np.random.default_rng(1)
     X, y, names = rng.normal(size=(60, 6)), np.arange(60) % 3, ("a", "b", "c")
