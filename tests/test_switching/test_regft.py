@@ -136,7 +136,7 @@ def test_shots_are_those_that_heads_few_shot_draws(tmp_path: Path) -> None:
     assert main(["finetune", f"imagefolder:{tmp_path / 'data'}", "--shots", "7", "--out", str(tmp_path / "x")]) == 2
 
 
-def test_lambda_of_the_cross_entropy(tmp_path: Path) -> None:
+def test_the_weight_of_the_cross_entropy_can_be_set(tmp_path: Path) -> None:
     """--lambda-ce 0.25 --vc_reg 0.16 0.02: the loss of the first update, by numpy."""
     model = clip_models.make_model(3)
     first = train(tmp_path, "run", "--steps", "1", "--objective-weight", "0.25", "--no-shuffle")[0]

@@ -126,7 +126,7 @@ def test_macro_f1_counts_what_other_classes_are_taken_for() -> None:
         ("objectnet:", "images/alarm_clock", "ObjectNet"),
     ],
 )
-def test_names_of_their_results(
+def test_result_names_are_those_of_wise_ft(
     tmp_path: Path, kind: str, place: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, split = tmp_path / "data", "test" if kind else "val"

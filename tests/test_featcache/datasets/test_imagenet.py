@@ -160,7 +160,7 @@ def test_damaged_objectnet(objectnet, file, content, message):
         open_dataset(f"imagenet:objectnet:{objectnet}", "test")
 
 
-def test_no_such_folder(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"is not a folder; expected DIR, or one of sketch:, v2:"):
         open_dataset(f"imagenet:v3:{tmp_path}", "test")
     with pytest.raises(DatasetError, match=rf"imagenet:objectnet:~/nowhere: {Path.home()}/nowhere is not a folder"):

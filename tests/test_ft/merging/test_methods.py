@@ -91,7 +91,7 @@ def test_task_arithmetic(scale: float) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 1.0])
-def test_ties(keep: float) -> None:
+def test_ties_merging_follows_its_formula(keep: float) -> None:
     """Element by element in plain Python, over the vector of all parameters."""
     base, *models = arrays(BASE, ONE, TWO, THREE)
     vectors = [vector - base for vector in models]

@@ -212,7 +212,7 @@ def test_refusing_another_run_names_the_flags_that_resume_it(
     old: dict[str, Any], new: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "resume.safetensors"
-    record = {"format": FORMAT} | {name: {} for name in PARTS} | {"identity": old}
+    record: dict[str, Any] = {"format": FORMAT} | {name: {} for name in PARTS} | {"identity": old}
     write_state({"model/w": torch.zeros(1)}, path, {"run": json.dumps(record)})
     with pytest.raises(MismatchError, match=re.escape(words)):
         read_resume(path, new)
@@ -231,7 +231,7 @@ def test_a_damaged_state_is_refused(killed: Path, model: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_state_that_lacks_a_part_is_refused(tmp_path: Path, part: str) -> None:
-    record = {"format": FORMAT} | {name: {} for name in PARTS if name != part}
+    record: dict[str, Any] = {"format": FORMAT} | {name: {} for name in PARTS if name != part}
     path = tmp_path / "resume.safetensors"
     write_state({"model/weight": torch.zeros(1)}, path, {"run": json.dumps(record)})
     with pytest.raises(TrainingError, match=rf"resume.safetensors: lacks '{part}'; start again with --overwrite$"):

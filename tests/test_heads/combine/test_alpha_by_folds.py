@@ -167,7 +167,9 @@ def test_settled_keeps_what_was_chosen_and_the_prior(images: Any, texts: Any) ->
         (Ridge(), {"folds": 1}, "at least two folds"),
     ],
 )
-def test_what_cannot_be_chosen_is_refused(rows: Any, estimator: Any, options: dict[str, Any], message: str) -> None:
+def test_settings_without_a_choice_are_refused(
+    rows: Any, estimator: Any, options: dict[str, Any], message: str
+) -> None:
     X, y, head0 = rows
     with pytest.raises(HeadError, match=message):
         interpolate_by_folds(head0, estimator, X, y, **options)

@@ -54,7 +54,7 @@ def assert_equal(found: list[Moments], wanted: list[tuple[Any, Any, Any]]) -> No
 
 @pytest.mark.parametrize("folds", [1, 5])
 @pytest.mark.parametrize(("block", "piece"), [(32_768, 8_192), (48, 7), (1, 1)])
-def test_moments_are_the_products(
+def test_moments_equal_plain_products(
     store: ImageStore, folds: int, block: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads.estimators.kept_moments, "BLOCK_ROWS", block)
@@ -127,7 +127,7 @@ def test_two_processes_sum_to_the_same(store: ImageStore, tmp_path: Path) -> Non
         assert_equal(parts, reference(store, 5))
 
 
-def test_folds_and_rows_are_needed(store: ImageStore, tmp_path: Path) -> None:
+def test_too_few_folds_or_rows_are_refused(store: ImageStore, tmp_path: Path) -> None:
     with pytest.raises(HeadError, match="folds is 0"):
         store_moments(store, 0)
     unreadable = encoded(NumpyDataset(2, broken=(0, 1)), tmp_path / "none")

@@ -46,7 +46,7 @@ def test_score_is_accuracy_on_stores_and_arrays(fitted: Any, images: Any) -> Non
     assert fitted.score(store) > 0.8
 
 
-def test_takes_tensors(fitted: Any, images: Any) -> None:
+def test_heads_accept_tensors(fitted: Any, images: Any) -> None:
     torch = pytest.importorskip("torch")
     X, _ = images(seed=5).numpy(np.float32)
     np.testing.assert_array_equal(fitted.predict(torch.from_numpy(X)), fitted.predict(X))

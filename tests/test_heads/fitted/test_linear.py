@@ -50,7 +50,7 @@ def test_temperature_divides_logits() -> None:
         head().with_temperature(0.0)
 
 
-def test_subset_by_name() -> None:
+def test_a_class_subset_may_be_given_by_name() -> None:
     assert subset_by_name(NAMES, ["cow", "ant"]) == [2, 0]
     with pytest.raises(MismatchError, match=r"missing \['fox'\]"):
         subset_by_name(NAMES, ["fox"])

@@ -39,7 +39,7 @@ def eager(values: dict[str, torch.Tensor], labels: torch.Tensor, reduction: str 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(("n", "n_classes"), [(37, 7), (1, 2), (16, 3)])
-def test_gradcheck(n: int, n_classes: int, reduction: str) -> None:
+def test_gradients_equal_finite_differences(n: int, n_classes: int, reduction: str) -> None:
     values, labels = inputs(n, 4, n_classes), torch.arange(n) % n_classes
 
     def loss(features: Any, weights: Any, bias: Any, scale: Any) -> torch.Tensor:

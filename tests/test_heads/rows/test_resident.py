@@ -94,7 +94,7 @@ def test_a_path_is_chosen_on_arrays_with_the_labels_that_heads_predict() -> None
     assert best.provenance.chosen_on[-1]["metric"] == "top1"
 
 
-def test_rows_come_in_any_way() -> None:
+def test_rows_are_gathered_and_converted_to_the_dtype_asked_for() -> None:
     X = np.arange(12.0).reshape(6, 2)
     store = ResidentStore(torch.from_numpy(X), np.zeros(6, int), ("a", "b"))
     np.testing.assert_array_equal(store.gather(np.array([5, 0])), X[[5, 0]])

@@ -37,7 +37,7 @@ def test_invalid_weights_of_a_temperature(bad: Any) -> None:
 
 @pytest.mark.parametrize("dim", [30, 200])  # the second in the dual form
 @pytest.mark.parametrize("how", ["leave-one-out", "folds", "groups"])
-def test_rows_of_weight_zero_are_not_there(draw: Any, dim: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_weight_zero_are_ignored(draw: Any, dim: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = draw(150, dim, 4)
     y[100:] = (y[100:] + 1) % 4
     weights = np.random.default_rng(0).exponential(size=150)

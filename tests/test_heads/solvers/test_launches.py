@@ -46,7 +46,7 @@ class Waits(TorchDispatchMode):
             monkeypatch.setattr(torch.Tensor, name, counting(name))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, indices = func.name().removeprefix("aten::"), args[1] if len(args) > 1 else None
+        name, indices = func.name().removeprefix("aten::"), args[1] if len(args) > 1 else ()
         by_mask = name.startswith("index.") and any(i is not None and i.dtype == torch.bool for i in indices)
         moves = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
         if name in self.OPERATIONS or by_mask or moves:

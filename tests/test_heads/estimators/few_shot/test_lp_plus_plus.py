@@ -106,7 +106,7 @@ def test_bfloat16_products_leave_the_steps_where_they_were(
     np.testing.assert_allclose(narrow.coef_, coef, atol=1e-2 * np.abs(coef).max())
 
 
-def test_is_a_linear_head(images: Any, texts: Any, tmp_path: Path) -> None:
+def test_the_fitted_head_is_linear(images: Any, texts: Any, tmp_path: Path) -> None:
     train, test = images(n=60), images(n=100, seed=4, split="test", dataset_key="data-2")
     head = LPPlusPlus(steps=20).fit(train, texts=texts())
     loaded = heads.load(head.save(tmp_path / "lp.safetensors"))

@@ -68,7 +68,7 @@ def test_the_penalty_is_one_over_the_rows_per_class_and_lengths_do_not_matter(im
     assert np.abs(held.projection_ - np.eye(12)).max() < np.abs(head.projection_ - np.eye(12)).max()
 
 
-def test_settings_and_shapes_in_range(images: Any, texts: Any) -> None:
+def test_invalid_settings_and_shapes_are_refused(images: Any, texts: Any) -> None:
     X, y = images(n=40).numpy()
     for wrong in ({"epochs": 0}, {"lr": 0.0}, {"penalty": -1.0}):
         with pytest.raises(HeadError, match=f"{next(iter(wrong))} is .*, expected a"):

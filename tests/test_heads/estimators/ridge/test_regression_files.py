@@ -30,7 +30,7 @@ def test_a_store_of_another_encoder_is_refused(images: Any) -> None:
     assert RidgeRegression().fit(*store.numpy()).predict(other).shape == (200,)  # arrays have no encoder
 
 
-def test_provenance(images: Any) -> None:
+def test_provenance_records_the_fit(images: Any) -> None:
     store, val = images(), images(seed=6, split="val", dataset_key="data-3")
     model = RidgeRegression().fit(store, targets(store, 1), selection=(val, targets(val, 1)))
     record = model.provenance_
