@@ -163,7 +163,7 @@ class LogitHead(ABC):
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
         """The same head for a subset of its classes, in the order given (ImageNet-R and -A keep 200 of 1000).
 
-        The logits of these classes do not change.
+        The logits of these classes do not change, except those of kNN, whose vote shares are then among these classes.
 
         Raises
         ------

@@ -324,6 +324,9 @@ def _checked_labels(y: ArrayLike | None) -> Array:
             raise HeadError("labels hold NaN or infinity; drop these rows")
         if (labels != np.floor(labels)).any():
             raise HeadError("Unknown label type: continuous values; heads classify, give class labels")
+    if labels.dtype.kind == "O" and len({isinstance(label, str) for label in labels.tolist()}) > 1:
+        kinds = ", ".join(sorted({type(label).__name__ for label in labels.tolist()}))
+        raise HeadError(f"labels mix text and other values ({kinds}), which have no order; give all as text")
     return labels
 
 

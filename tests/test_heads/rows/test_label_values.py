@@ -168,3 +168,9 @@ def test_complex_labels_are_refused() -> None:
         heads.Ridge().fit(X, y)
     with pytest.raises(HeadError, match=r"labels are \(3,\) torch.complex128, expected \(3,\) class indices"):
         linear_nll(X, W, y)
+
+
+@pytest.mark.parametrize(("other", "kinds"), [(1, "int, str"), (None, "NoneType, str"), (np.nan, "float, str")])
+def test_labels_of_mixed_types_are_refused_in_one_line(other: object, kinds: str) -> None:
+    with pytest.raises(HeadError, match=rf"labels mix text and other values \({kinds}\)"):
+        Ridge().fit(np.eye(4), np.array(["a", other, "a", "b"], object))
