@@ -128,7 +128,8 @@ class LogitHead(ABC):
 
     def to_torch(self) -> torch.nn.Linear:
         """The head as a torch layer; HeadError for heads that are not linear."""
-        return self.linear().to_torch()
+        layer: torch.nn.Linear = self.linear().to_torch()
+        return layer
 
     @property
     @abstractmethod
@@ -226,7 +227,7 @@ class LogitHead(ABC):
             raise HeadError("arrays need labels: score(X, y); only stores have their own")
         return accuracy(self.predict(X), y)
 
-    def linear(self) -> Self:
+    def linear(self) -> Any:  # a LinearHead, which derives from this class
         """The head itself, if it is linear: class weights and a bias."""
         raise HeadError(f"{self.name} is not linear: it has no class weights to interpolate; evaluate it as it is")
 

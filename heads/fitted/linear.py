@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -159,7 +159,8 @@ def as_linear(value: object) -> LinearHead:
 
     HeadError for anything but a fitted linear head.
     """
-    return cast(LinearHead, as_head(value).linear())  # other heads refuse
+    found: LinearHead = as_head(value).linear()  # other heads refuse
+    return found
 
 
 def check_same_classes(first: LinearHead, second: LinearHead) -> None:

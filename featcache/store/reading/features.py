@@ -38,7 +38,7 @@ class ImageFeatures(Store, TableDefaults):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: int | slice | Rows) -> tuple[Array, Any]:
+    def __getitem__(self, rows: int | slice | Sequence[int] | Rows) -> tuple[Array, Any]:
         """Features (D,) or (P, D) float32 and label of one row; for a slice or an array of rows, (n, D) and (n,).
 
         Unreadable images have NaN features and label -1. Multi-label rows have targets (L,) instead of a label.

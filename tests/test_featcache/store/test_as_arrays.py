@@ -28,7 +28,7 @@ def test_rows_equal_those_read_by_zarr(store: ImageStore) -> None:
     assert np.asarray(store, np.float64).dtype == np.float64
     np.testing.assert_array_equal(store[3][0], expected[3])
     np.testing.assert_array_equal(store[-1][0], expected[39])
-    features, labels = store[np.array([30, 2])]
+    features, labels = store[[30, 2]]
     np.testing.assert_array_equal(features, expected[[30, 2]])
     assert labels.tolist() == store.labels[[30, 2]].tolist()
     np.testing.assert_array_equal(store[5:9][0], expected[5:9])
