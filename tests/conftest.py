@@ -36,8 +36,19 @@ def _own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().split())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the test functions that tests/slow.txt lists, as ``path::name`` without parameters."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the test functions of tests/slow.txt (``path::name``); skip GPU tests without a GPU, unless asked for."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and config.option.markexpr != "gpu" and not cuda_is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device (make gpu)"))
     for item in items:
         if item.nodeid.partition("[")[0] in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def cuda_is_available() -> bool:
+    """Whether torch has a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
