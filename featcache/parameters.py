@@ -119,6 +119,23 @@ class Parameter:
         """The allowed values, in words."""
         return _words(self.kind)
 
+    @property
+    def given(self) -> Parameter:
+        """The parameter of a value that is not left out: None is not allowed."""
+        parts = get_args(self.kind) if get_origin(self.kind) in (Union, types.UnionType) else (self.kind,)
+        kinds = tuple(part for part in parts if part is not type(None))
+        return Parameter(self.name, Union[kinds], self.default)  # noqa: UP007
+
+    def parsed(self, text: str) -> object:
+        """The value that a text stands for: a number, a list, ``region+year``, or the text itself; not checked."""
+        kind: Any = get_args(self.kind)[0] if get_origin(self.kind) is Annotated else self.kind
+        if get_origin(kind) is not None:
+            return [part for part in text.split("+") if part]
+        try:
+            return kind(text) if kind in (int, float) else text
+        except ValueError:
+            return text
+
     def check(self, value: T) -> T:
         """The value itself; arrays, tensors and their scalars are checked as lists and numbers.
 

@@ -6,7 +6,6 @@
 """
 
 import difflib
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +13,10 @@ from pathlib import Path
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, empty_classes, warn_empty_classes
 from featcache.datasets.classes import relabelled
-from featcache.datasets.holdout import HOLDOUT_OPTIONS, Holdout, divided
-from featcache.datasets.options import check_split, take_options
+from featcache.datasets.holdout import Holdout, divided
+from featcache.datasets.options import check_split, read_options, take_options
 from featcache.errors import DatasetError
-from featcache.parameters import Plugins
+from featcache.parameters import Plugins, parameters_of
 from featcache.prompts.class_lists import load_class_list
 from featcache.store.columns import labels_digest, metadata_digest
 
@@ -55,8 +54,9 @@ DATASETS: Plugins[Callable[..., Dataset]] = Plugins(
         "ytbb-robust": "featcache.datasets.sources.video.ytbb_robust:open_ytbb_robust",
     }
 )
-"""Source -> ``opener(argument, split, *, name, labels) -> Dataset``, which raises DatasetError for all that is wrong
-with the data. An opener without ``labels`` names the classes itself."""
+"""Source -> ``opener(argument, split, options, *, name, labels) -> Dataset``, which raises DatasetError for all that is
+wrong with the data. An opener without ``labels`` names the classes itself. ``options``, if it has any, are a dataclass
+of `SourceOptions`, which declares them."""
 
 DOMAINS: Plugins[Callable[..., list[Dataset]]] = Plugins(
     {"collection": "featcache.datasets.sources.collection:open_collection"}
@@ -127,18 +127,22 @@ def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool
         raise _unknown(spec, source)
     opener: Callable[..., Dataset | list[Dataset]]
     opener = DOMAINS[source] if domains and source in DOMAINS else DATASETS[source]
-    accepted = inspect.signature(opener).parameters.values()
-    takes_labels = any(one.name == "labels" or one.kind == one.VAR_KEYWORD for one in accepted)
+    accepted = parameters_of(opener)
     if labels not in ("names", "int"):
         raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
-    if labels == "int" and not takes_labels:
+    if labels == "int" and "labels" not in accepted:
         raise DatasetError(f"labels={labels!r}: {source} names its classes itself; integer labels are for list:FILE")
-    settings = {"name": name, "labels": labels} if takes_labels else {"name": name}
+    settings: dict[str, object] = {"name": name, "labels": labels} if "labels" in accepted else {"name": name}
     has_classes = source == "torchvision" and argument.startswith("LSUN:")  # LSUN itself takes classes=
-    argument, options = take_options(argument, HOLDOUT_OPTIONS if has_classes else (*HOLDOUT_OPTIONS, "classes"))
+    argument, options = take_options(
+        argument, parameters_of(Holdout) if has_classes else (*parameters_of(Holdout), "classes")
+    )
     listed = load_class_list(options.pop("classes")) if "classes" in options else None
     holdout = Holdout.of_options(options)
-    found = opener(argument, check_split(holdout.of if holdout else split), **settings)
+    of = check_split(holdout.holdout_of if holdout else split)
+    if "options" in accepted:
+        argument, settings["options"] = read_options(source, argument, accepted["options"].kind)
+    found = opener(argument, of, **settings)
     opened = found if isinstance(found, list) else [found]
     record = {"spec": spec, "labels": labels, "name": name, "folder": os.getcwd()}
     opened_as = None if "://" in spec else record  # an address may hold credentials

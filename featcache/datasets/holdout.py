@@ -13,51 +13,42 @@ samples keep their side when the data set grows.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, WrappedDataset
-from featcache.datasets.options import WHOLE
+from featcache.datasets.options import WHOLE, SourceOptions
 from featcache.errors import DatasetError
+from featcache.parameters import Range
 
-HOLDOUT_OPTIONS = ("holdout", "holdout_seed", "holdout_group", "holdout_of")
 TRAIN, HELD_OUT = "train", ("val", "test")
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Holdout:
+class Holdout(SourceOptions):
     """How a split is divided: the share to hold out, the seed, and the metadata column of the groups."""
 
-    share: float
-    seed: int = 0
-    group: str | None = None
-    of: str = WHOLE
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise DatasetError(f"holdout={self.share:g}: expected a share between 0 and 1, such as 0.2")
+    holdout: Annotated[float, Range(0, 1, open=True, below=True)]
+    holdout_seed: int = 0
+    holdout_group: str | None = None
+    holdout_of: str = WHOLE
 
     @classmethod
     def of_options(cls, found: Mapping[str, str]) -> "Holdout | None":
         """From the options behind a source; None without any.
 
         >>> Holdout.of_options({"holdout": "0.2", "holdout_seed": "1"})
-        Holdout(share=0.2, seed=1, group=None, of='all')
+        Holdout(holdout=0.2, holdout_seed=1, holdout_group=None, holdout_of='all')
         """
         if not found:
             return None
         if "holdout" not in found:
             raise DatasetError(f"{', '.join(found)}: needs holdout=, the share to hold out, such as holdout=0.2")
-        try:
-            share, seed = float(found["holdout"]), int(found.get("holdout_seed", "0"))
-        except ValueError as error:
-            raise DatasetError(
-                f"holdout: {error}; expected a share such as 0.2, and a whole number as holdout_seed"
-            ) from error
-        return cls(share, seed, found.get("holdout_group"), found.get("holdout_of", WHOLE))
+        return cls(**found)  # type: ignore[arg-type]  # texts
 
 
 class Subset(WrappedDataset):
@@ -84,6 +75,7 @@ def holdout_options(share: float | None, seed: int = 0, group: str | None = None
     """
     if share is None:
         return ""
+    Holdout(share, seed, group)
     return f",holdout={share:g}{f',holdout_seed={seed}' if seed else ''}{f',holdout_group={group}' if group else ''}"
 
 
@@ -91,34 +83,34 @@ def divided(whole: Dataset, split: str, holdout: Holdout) -> Subset:
     """One side of a data set; DatasetError if it is empty, or neither ``train`` nor ``val`` or ``test``."""
     if split != TRAIN and split not in HELD_OUT:
         raise DatasetError(
-            f"{whole.name}: split {split!r} with holdout={holdout.share:g}; expected train, or {' or '.join(HELD_OUT)} "
-            "for what is held out"
+            f"{whole.name}: split {split!r} with holdout={holdout.holdout:g}; expected train, or "
+            f"{' or '.join(HELD_OUT)} for what is held out"
         )
     held = held_out(whole.index, holdout)
     rows = np.flatnonzero(held != (split == TRAIN)).astype(np.int64)
     if not len(rows):
         raise DatasetError(
-            f"{whole.name}: nothing is left for {split} with holdout={holdout.share:g} of {len(held):,} samples; give "
-            "another share, or more samples"
+            f"{whole.name}: nothing is left for {split} with holdout={holdout.holdout:g} of {len(held):,} samples; "
+            "give another share, or more samples"
         )
     return Subset(whole, rows, split)
 
 
 def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
     """Whether each sample (N,) is held out."""
-    unit, names = _units(index, holdout.group)
+    unit, names = _units(index, holdout.holdout_group)
     counts = np.bincount(unit, minlength=len(names))
     label = _strata(index)
-    if holdout.group is not None:
+    if holdout.holdout_group is not None:
         votes = np.zeros((len(names), len(index.classnames) + 1), np.int64)
         np.add.at(votes, (unit, label), 1)
         label = votes.argmax(axis=1)
-    digests = [xxhash.xxh3_128_digest(f"{holdout.seed}\n{name}".encode()) for name in names]
+    digests = [xxhash.xxh3_128_digest(f"{holdout.holdout_seed}\n{name}".encode()) for name in names]
     order = sorted(range(len(names)), key=lambda one: (label[one], digests[one]))
     chosen = np.zeros(len(names), bool)
     for _, units in groupby(order, key=lambda one: label[one]):
         stratum = list(units)
-        wanted, taken = holdout.share * int(counts[stratum].sum()), 0
+        wanted, taken = holdout.holdout * int(counts[stratum].sum()), 0
         for place, one in enumerate(stratum[:-1]):  # one stays for training
             if taken + counts[one] / 2 > wanted and place:
                 break

@@ -5,11 +5,15 @@ signs mean nothing to a shell: no quotes are needed.
 """
 
 import difflib
+import inspect
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from featcache.errors import DatasetError
+from featcache.parameters import parameters_of
 
 OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 REST = r"((?:,[A-Za-z_][A-Za-z0-9_]*=[^,]*)*)"
@@ -18,6 +22,45 @@ PLACEHOLDER = "{split}"
 """Stands for the split in a file name."""
 WHOLE = "all"
 """The split that takes all samples, for data without splits."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Base of the options of a source: a field for each, whose annotation says what is allowed; None if left out.
+
+    Numbers and lists may be given as text, ``0.2`` and ``region+year``. DatasetError if a value is not allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for name, parameter in parameters_of(type(self)).items():
+            value, declared = vars(self)[name], parameter.given
+            if isinstance(value, str):
+                value = declared.parsed(value)
+                object.__setattr__(self, name, value)
+            try:
+                if value is not None and value != [] and value != ():
+                    declared.check(value)
+            except ValueError as error:
+                raise DatasetError(f"option {error}") from None
+
+
+Options = TypeVar("Options", bound=SourceOptions)
+
+
+def read_options(source: str, argument: str, kind: type[Options]) -> tuple[str, Options]:
+    """Split ``ARGUMENT,name=value,...`` into the argument and the options of a source.
+
+    DatasetError if an option is unknown, given twice, empty, not allowed, or missing though it has no default.
+    """
+    declared = parameters_of(kind)
+    rest, texts = split_options(source, argument, declared)
+    for name, parameter in declared.items():
+        if parameter.default is inspect.Parameter.empty and name not in texts:
+            raise DatasetError(f"{source}:{argument}: no {name}; write {name}=VALUE behind it")
+    try:
+        return rest, kind(**texts)
+    except DatasetError as error:
+        raise DatasetError(f"{source}: {error}") from None
 
 
 def split_options(source: str, argument: str, known: Collection[str] | None) -> tuple[str, dict[str, str]]:
@@ -60,11 +103,6 @@ def take_options(argument: str, names: Collection[str]) -> tuple[str, dict[str, 
         if found := re.fullmatch(rf"(.*),{name}=([^,]+){REST}", argument, re.DOTALL):
             argument, options[name] = found[1] + found[3], found[2]
     return argument, options
-
-
-def split_list(value: str) -> list[str]:
-    """The parts of ``region+year``."""
-    return [part for part in value.split("+") if part]
 
 
 def check_split(split: str) -> str:

@@ -76,9 +76,10 @@ def _projection(what: str) -> Projection:
 
         return Projection(*vid_classes(folder_of(folder)))
     if colon and name == "ytbb-robust":
-        from featcache.datasets.sources.video.ytbb_robust import folders_of, ytbb_classes
+        from featcache.datasets.options import read_options
+        from featcache.datasets.sources.video.ytbb_robust import YtbbOptions, folders_of, ytbb_classes
 
-        return Projection(*ytbb_classes(folders_of(folder)[1]))
+        return Projection(*ytbb_classes(folders_of(*read_options(name, folder, YtbbOptions))[1]))
     return load_projection(what)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +31,12 @@ from featcache.datasets.base import Opened, Picture, SampleIndex
 from featcache.datasets.content import Content
 from featcache.datasets.files import file_index, local_path, size_and_stamp
 from featcache.datasets.labels import MAX_CLASSES
-from featcache.datasets.options import default_name, split_options
+from featcache.datasets.options import SourceOptions, default_name
 from featcache.errors import DatasetError, ImageReadError
-from featcache.parameters import check_regular
+from featcache.parameters import OneOf, check_regular
 from featcache.prompts.text_files import listed_names
 from featcache.store.layout import Array
 
-PREPARED = ("central-crop",)
-"""Preparations of `featcache.encoders.preparation` that published arrays have gone through."""
 SAMPLED = 64
 """Images, evenly spread, whose range of values is checked."""
 OVERSHOOT = 128.0
@@ -77,20 +76,29 @@ class ArrayDataset(Opened):
         return image.astype(np.float32)
 
 
-def open_arrays(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
+@dataclass(frozen=True)
+class ArraysOptions(SourceOptions):
+    """Options of ``arrays:``."""
+
+    prepared: Annotated[str, OneOf("central-crop")] | None = None
+    """A preparation of `featcache.encoders.preparation` that published arrays have gone through."""
+
+
+def open_arrays(
+    argument: str, split: str, options: ArraysOptions, *, labels: str = "names", name: str | None = None
+) -> ArrayDataset:
     """Open one split of a folder of numpy files; the default name is that of the folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/test_images.npy", np.full((2, 4, 4, 3), 200, np.uint8))
     ...     np.save(f"{folder}/test_labels.npy", np.array([1, 0]))
-    ...     data = open_arrays(folder, "test", name="plain")
+    ...     data = open_arrays(folder, "test", ArraysOptions(), name="plain")
     >>> data.index.ids, data.index.classnames, data.decode(data.read(0), 0).shape
     (['test/0000000', 'test/0000001'], ('0', '1'), (4, 4, 3))
     """
-    folder, options = split_options("arrays", argument, ("prepared",))
-    prepared = options.get("prepared")
-    base = local_path("arrays", folder)
+    prepared = options.prepared
+    base = local_path("arrays", argument)
     path = base / f"{split}_images.npy"
     facts = size_and_stamp(path)
     images = load_array(path)
@@ -166,8 +174,6 @@ def _check_images(images: Array, path: Path) -> None:
 
 
 def _check_prepared(images: Array, path: Path, prepared: str) -> None:
-    if prepared not in PREPARED:
-        raise DatasetError(f"{path.parent},prepared={prepared}: expected one of {', '.join(PREPARED)}, or leave it out")
     if images.shape[1] != images.shape[2]:
         raise DatasetError(
             f"{path}: images of {images.shape[1]} x {images.shape[2]} were not prepared by {prepared}, which makes "

@@ -22,11 +22,12 @@ number it, by the letters and digits of the lower-cased name. Names keep their `
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, size_and_stamp
-from featcache.datasets.options import WHOLE, default_name, split_list, split_options
+from featcache.datasets.options import WHOLE, SourceOptions, default_name
 from featcache.datasets.sources.image_folder import class_folder_index, class_folders
 from featcache.datasets.sources.list_file import check_found, parse_list
 from featcache.errors import DatasetError
@@ -64,29 +65,37 @@ COLLECTIONS = {
 }
 
 
-def open_collection(argument: str, split: str, *, name: str | None = None) -> list[ImageFiles]:
+@dataclass(frozen=True)
+class CollectionOptions(SourceOptions):
+    """Options of ``collection:``."""
+
+    domain: Sequence[str] = ()
+
+
+def open_collection(
+    argument: str, split: str, options: CollectionOptions, *, name: str | None = None
+) -> list[ImageFiles]:
     """Open one split of every domain, in the order of `COLLECTIONS` or of ``domain=``.
 
     The data sets are named ``NAME-DOMAIN`` (``FOLDER-DOMAIN`` for ``domains``), and have the same class names.
     """
-    kind, colon, rest = argument.partition(":")
+    kind, colon, root = argument.partition(":")
     kind = {_plain(known): known for known in COLLECTIONS}.get(_plain(kind), kind)
     if kind not in COLLECTIONS or not colon:
         raise DatasetError(
             f"collection:{argument}: expected collection:NAME:ROOT with one of the names {', '.join(COLLECTIONS)}"
         )
-    root, options = split_options("collection", rest, ("domain",))
     base = local_path("collection:" + kind, root)
     folders = _domain_folders(base, kind)
     classes = _classes(base, kind, folders)
     prefix = name or (default_name(base.name) if kind == "domains" else kind)
-    wanted = _wanted(kind, folders, split_list(options.get("domain", "")), base)
+    wanted = _wanted(kind, folders, options.domain, base)
     return [_open(folders[domain], split, classes, f"{prefix}-{domain}") for domain in wanted]
 
 
-def open_domain(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+def open_domain(argument: str, split: str, options: CollectionOptions, *, name: str | None = None) -> ImageFiles:
     """Open one split of the domain that ``domain=`` selects; DatasetError if there are several."""
-    datasets = open_collection(argument, split, name=name)
+    datasets = open_collection(argument, split, options, name=name)
     if len(datasets) > 1:
         raise DatasetError(
             f"collection:{argument}: holds {len(datasets)} domains ({', '.join(d.name for d in datasets)}); expected "

@@ -25,9 +25,9 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +40,10 @@ from featcache.datasets.files import ImageFiles, file_index, read_regular, size_
 from featcache.datasets.formats.tables import metadata_column
 from featcache.datasets.hub import offline_where_unreachable
 from featcache.datasets.labels import classes_of
-from featcache.datasets.options import check_split, default_name, name_of_file, split_list, split_options
+from featcache.datasets.options import SourceOptions, check_split, default_name, name_of_file
 from featcache.errors import DatasetError, needs
+from featcache.parameters import OneOf
 
-OPTIONS = ("image", "label", "id", "metadata", "config", "streaming")
 BATCH = 1000
 FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 """Ending of a data file -> the library's name of its format."""
@@ -95,14 +95,27 @@ class Window:
             return self._held[row]
 
 
-def open_huggingface(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class HubOptions(SourceOptions):
+    """Options of ``hf:``; see the module docstring."""
+
+    image: str | None = None
+    label: str | None = None
+    id: str | None = None
+    metadata: Sequence[str] = ()
+    config: str | None = None
+    streaming: Annotated[str, OneOf("yes", "no")] | None = None
+
+
+def open_huggingface(
+    place: str, split: str, options: HubOptions, *, labels: str = "names", name: str | None = None
+) -> ImageFiles:
     """Open one split of a Hugging Face data set; the default name is the last part of PLACE."""
-    place, options = split_options("hf", argument, OPTIONS)
     if not place:
         raise DatasetError("hf: expected a folder, a file or a name on the hub after the colon")
-    data = _with_images(_load(place, split, options), options)
-    streamed = options.get("streaming", "no") == "yes"
-    image = _image_column(data, options, f"hf:{place}")
+    data = _with_images(_load(place, split, options), options.image)
+    streamed = options.streaming == "yes"
+    image = _image_column(data, options.image, f"hf:{place}")
     index = _indexed(data, image, split, options, f"hf:{place}", labels, streamed=streamed)
     file = Path(place).expanduser()
     folder = file.parent if file.is_file() else file
@@ -130,9 +143,9 @@ def live_huggingface(
             "name it as hf:PLACE,streaming=yes"
         )
     split = check_split(split or re.sub(r"[^\w.-].*", "", str(data.split or "")) or "train")
-    listed = {key: "+".join(value) if isinstance(value, list | tuple) else value for key, value in columns.items()}
+    listed = HubOptions(**columns)
     where = f"the data set with the columns {', '.join(data.column_names)}"
-    image = _image_column(data, listed, where)
+    image = _image_column(data, listed.image, where)
     index = _indexed(data, image, split, listed, where, "names", streamed=False)
     name = name or default_name(data.info.dataset_name or data.info.builder_name or "data")
     content = Content(f"{name}/{split}", IMAGE_FILE, lambda: _hashes(data, image))
@@ -152,25 +165,23 @@ def _hashes(data: HubData, image: str) -> bytes:
 
 
 def _indexed(
-    data: HubData, image: str, split: str, options: Mapping[str, str], where: str, labels: str, *, streamed: bool
+    data: HubData, image: str, split: str, options: HubOptions, where: str, labels: str, *, streamed: bool
 ) -> SampleIndex:
-    label, columns = _label_column(data, options, where), split_list(options.get("metadata", ""))
-    wanted = [*dict.fromkeys([label, *columns, *([options["id"]] if "id" in options else [])])]
+    label, columns = _label_column(data, options.label, where), options.metadata
+    wanted = [*dict.fromkeys([label, *columns, *([options.id] if options.id else [])])]
     if missing := [column for column in wanted if column not in data.features]:
         raise DatasetError(f"{where}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
     files, cells = _scan_stream(data, image, wanted) if streamed else _scan(data, image, wanted)
     ids = [f"{split}/{row:07d}" for row in range(len(files))]
-    if "id" in options:
-        ids = [str(value) for value in cells[options["id"]]]
+    if options.id:
+        ids = [str(value) for value in cells[options.id]]
     targets, classnames = _classes(data.features[label], cells[label], ids, labels)
     return file_index(ids, files, targets, classnames, {column: metadata_column(cells[column]) for column in columns})
 
 
-def _load(place: str, split: str, options: dict[str, str]) -> HubData:
+def _load(place: str, split: str, options: HubOptions) -> HubData:
     with needs("hf: needs Hugging Face's datasets: pip install 'featcache[hf]'"):
         import datasets
-    if options.get("streaming", "no") not in ("yes", "no"):
-        raise DatasetError(f"hf:{place}: streaming={options['streaming']}; expected yes or no")
     folder = Path(place).expanduser()
     if not folder.exists() and not HUB_NAME.fullmatch(place):
         raise DatasetError(
@@ -190,7 +201,7 @@ def _load(place: str, split: str, options: dict[str, str]) -> HubData:
             f"hf:{place}: split {split!r} cannot be loaded ({type(error).__name__}: {error}); check the name, "
             f"the split, config=, and that this machine reaches the hub{nowhere}"
         ) from error
-    if "streaming" in options:
+    if options.streaming:
         raise DatasetError(f"hf:{place}: is a local folder or file; leave out streaming=")
     if (folder / "state.json").is_file():
         return found
@@ -199,7 +210,7 @@ def _load(place: str, split: str, options: dict[str, str]) -> HubData:
     return found[split]
 
 
-def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str]) -> HubData:
+def _load_quietly(folder: Path, place: str, split: str, options: HubOptions) -> HubData:
     """Load data files from a folder or the hub, without the hub client's log lines for every retry."""
     import datasets
 
@@ -222,18 +233,16 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
     hub = nullcontext() if folder.exists() else offline_where_unreachable(f"hf:{place}", remedy, DatasetError)
     try:
         with hub:
-            streaming = options.get("streaming") == "yes"
-            return datasets.load_dataset(
-                where, options.get("config"), data_files=files, split=split, streaming=streaming
-            )
+            streaming = options.streaming == "yes"
+            return datasets.load_dataset(where, options.config, data_files=files, split=split, streaming=streaming)
     finally:
         client.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
 
 
-def _with_images(data: HubData, options: Mapping[str, str]) -> HubData:
-    """The data set with the column of ``image=``, or its only column of bytes if it has no images, cast to images."""
+def _with_images(data: HubData, image: str | None) -> HubData:
+    """The data set with the column `image`, or its only column of bytes if it has no images, cast to images."""
     import datasets
 
     def is_raw(kind: object) -> bool:
@@ -242,7 +251,7 @@ def _with_images(data: HubData, options: Mapping[str, str]) -> HubData:
         return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
 
     raw = [column for column, kind in data.features.items() if is_raw(kind)]
-    column = options.get("image") or (raw[0] if len(raw) == 1 and not _columns(data, "Image") else None)
+    column = image or (raw[0] if len(raw) == 1 and not _columns(data, "Image") else None)
     return data.cast_column(column, datasets.Image()) if column in raw else data
 
 
@@ -253,20 +262,20 @@ def _columns(data: HubData, feature: str) -> list[str]:
     return [column for column, kind in data.features.items() if isinstance(kind, getattr(datasets, feature))]
 
 
-def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
+def _image_column(data: HubData, given: str | None, where: str) -> str:
     images = _columns(data, "Image")
-    if options.get("image", images[0] if len(images) == 1 else None) not in images:
+    if (given or (images[0] if len(images) == 1 else None)) not in images:
         there = f"image columns are {', '.join(images)}" if images else f"no image column of {', '.join(data.features)}"
         raise DatasetError(f"{where}: {there}; name one with image=")
-    return str(options.get("image", images[0]))
+    return given or images[0]
 
 
-def _label_column(data: HubData, options: Mapping[str, str], where: str) -> str:
+def _label_column(data: HubData, given: str | None, where: str) -> str:
     classes = _columns(data, "ClassLabel")
     usual = classes if len(classes) == 1 else [column for column in ("label", "labels") if column in data.features]
-    if "label" not in options and not usual:
+    if not given and not usual:
         raise DatasetError(f"{where}: no label column among {', '.join(data.features)}; name one with label=")
-    return str(options.get("label") or usual[0])
+    return given or usual[0]
 
 
 def _scan(data: HubData, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], Cells]:

@@ -17,12 +17,13 @@ indices 0 to C-1 into ``classes.txt``, or else into "0", "1", ... up to the larg
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, size_and_stamp
 from featcache.datasets.labels import by_name, by_number
-from featcache.datasets.options import PLACEHOLDER, check_path, name_of_file, split_options
+from featcache.datasets.options import PLACEHOLDER, SourceOptions, check_path, name_of_file
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
@@ -40,17 +41,25 @@ class ListRow(NamedTuple):
     tab: bool
 
 
-def open_list_file(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class RootOptions(SourceOptions):
+    """Options of ``list:`` and ``coop:``."""
+
+    root: str | None = None
+
+
+def open_list_file(
+    argument: str, split: str, options: RootOptions, *, labels: str = "names", name: str | None = None
+) -> ImageFiles:
     """Open a list of samples; the default name is that of the file, or of its folder if it is named by the split."""
-    file, options = split_options("list", argument, ("root",))
-    path = local_path("list", file.replace(PLACEHOLDER, split))
+    path = local_path("list", argument.replace(PLACEHOLDER, split))
     rows = parse_list(read_lines(path), str(path))
     indices, classnames = _classes(rows, path, labels)
-    root = local_path("list,root=", options["root"]) if "root" in options else _root(rows, path)
+    root = local_path("list,root=", options.root) if options.root else _root(rows, path)
     files = [size_and_stamp(root / row.path) for row in rows]
     check_found(rows, files, path, root)
     index = file_index([row.path for row in rows], files, indices, classnames)
-    return files_below(name or name_of_file(file, path.parent), split, index, root)
+    return files_below(name or name_of_file(argument, path.parent), split, index, root)
 
 
 def _root(rows: list[ListRow], path: Path) -> Path:

@@ -26,7 +26,9 @@ every row. A metadata column of whole numbers with an empty cell becomes one of 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +36,10 @@ import numpy.typing as npt
 from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, sizes_and_stamps
 from featcache.datasets.formats.tables import Cell, Table, metadata_column, read_table
 from featcache.datasets.labels import by_name, by_number
-from featcache.datasets.options import PLACEHOLDER, WHOLE, check_path, name_of_file, split_list, split_options
+from featcache.datasets.options import PLACEHOLDER, WHOLE, SourceOptions, check_path, name_of_file
 from featcache.datasets.targets import split_cell, targets_of_columns, targets_of_names
 from featcache.errors import DatasetError
+from featcache.parameters import OneOf
 from featcache.progress import first_few
 from featcache.prompts.text_files import CLASS_FILE, listed_names, read_class_file
 
@@ -45,46 +48,61 @@ USUAL = {
     "label": ("label", "class", "target", "category"),
     "split": ("split",),
 }
-OPTIONS = (*USUAL, "metadata", "root", "labels", "unknown", "separator", "unlabelled")
 
 
-def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class TableOptions(SourceOptions):
+    """Options of ``table:``; see the module docstring."""
+
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+    metadata: Sequence[str] | None = None
+    root: str | None = None
+    labels: Sequence[str] = ()
+    unknown: Sequence[str] = ()
+    separator: str = "|"
+    unlabelled: Annotated[str, OneOf("drop")] | None = None
+
+
+def open_table(
+    argument: str, split: str, options: TableOptions, *, labels: str = "names", name: str | None = None
+) -> ImageFiles:
     """Open one split of a table; the default name is that of the file, or of its folder if it is named by the split."""
-    written, options = split_options("table", argument, OPTIONS)
-    file = local_path("table", written.replace(PLACEHOLDER, split))
-    several = [*split_list(options.get("labels", "")), *split_list(options.get("unknown", ""))]
+    file = local_path("table", argument.replace(PLACEHOLDER, split))
+    several = [*options.labels, *options.unknown]
     table = read_table(file, nested=several)
-    roles = [role for role in USUAL if role != "label" or not several]
-    columns = {role: _column_of(role, table, options, file) for role in roles}
+    given = {"path": options.path, "split": options.split} | ({} if several else {"label": options.label})
+    columns = {role: _column_of(role, table, name, file) for role, name in given.items()}
     rows = _rows_of(table, columns["split"], split, file)
     if several:
-        if "unlabelled" in options:
+        if options.unlabelled:
             raise DatasetError(
                 f"{file}: unlabelled= goes with one label per row; of labels=, an empty cell is no class"
             )
         targets, classnames = _targets(table, options, file)
     else:
         cells = table[str(columns["label"])]
-        rows = _labelled(cells, rows, str(columns["label"]), options.get("unlabelled"), file)
+        rows = _labelled(cells, rows, str(columns["label"]), options.unlabelled, file)
         targets, classnames = _classes(cells, file, str(columns["label"]), labels)
     paths = _paths(table[str(columns["path"])], rows, str(columns["path"]), file)
-    root = local_path("table,root=", options["root"]) if "root" in options else file.parent
+    root = local_path("table,root=", options.root) if options.root else file.parent
     files = sizes_and_stamps(root, paths, file, "give root=DIR")
     metadata = {}
-    for column in _metadata_columns(table, {*columns.values(), *several}, options, file):
+    for column in _metadata_columns(table, {*columns.values(), *several}, options.metadata, file):
         values = metadata_column(table[column])  # typed by the whole table, so that its splits agree
         metadata[column] = [values[row] for row in rows]
     index = file_index(paths, files, np.asarray(targets)[rows], classnames, metadata)
-    return files_below(name or name_of_file(written, file.parent), split, index, root)
+    return files_below(name or name_of_file(argument, file.parent), split, index, root)
 
 
-def _column_of(role: str, table: Table, options: dict[str, str], file: Path) -> str | None:
+def _column_of(role: str, table: Table, given: str | None, file: Path) -> str | None:
     """The column with a role; None for a split column that neither exists nor was asked for."""
-    names = (options[role],) if role in options else USUAL[role]
+    names = (given,) if given else USUAL[role]
     for column in names:
         if column in table:
             return column
-    if role == "split" and role not in options:
+    if role == "split" and not given:
         return None
     in_parquet = role == "path" and file.suffix == ".parquet"
     nested = " (bytes of images in a Parquet file: hf:FILE,image=NAME)" if in_parquet else ""
@@ -125,8 +143,6 @@ def _paths(cells: Sequence[Cell], rows: Sequence[int], column: str, file: Path) 
 
 def _labelled(cells: Sequence[Cell], rows: list[int], column: str, without: str | None, file: Path) -> list[int]:
     """The rows of a split; those without a label are refused, or left out (``unlabelled=drop``)."""
-    if without not in (None, "drop"):
-        raise DatasetError(f"{file}: unlabelled={without}; expected drop, or leave it out")
     kept = [row for row in rows if cells[row] is not None]
     if not kept:
         raise DatasetError(f"{file}: none of {len(rows):,} rows has a {column}; expected labels: name another label=")
@@ -159,12 +175,12 @@ def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tup
     return numbers, classnames
 
 
-def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.ArrayLike, Sequence[str]]:
+def _targets(table: Table, options: TableOptions, file: Path) -> tuple[npt.ArrayLike, Sequence[str]]:
     """Targets of every row of the table, and the class names; see the module docstring."""
-    columns = split_list(options.get("labels", ""))
-    wanted = [*columns, *split_list(options.get("unknown", ""))]
-    if not columns or "label" in options or (missing := [column for column in wanted if column not in table]):
-        what = f"no column {', '.join(missing)}" if columns and "label" not in options else "labels= and label= differ"
+    columns = options.labels
+    wanted = [*columns, *options.unknown]
+    if not columns or options.label or (missing := [column for column in wanted if column not in table]):
+        what = f"no column {', '.join(missing)}" if columns and not options.label else "labels= and label= differ"
         raise DatasetError(
             f"{file}: {what}; labels= names the column or columns of multi-label data, and there are "
             f"{first_few(table, 10)}"
@@ -176,17 +192,15 @@ def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.Arr
     if len(columns) > 1:
         return targets_of_columns({column: table[column] for column in columns}, where)
     names = listed_names(file.parent)
-    separator = options.get("separator", "|")
     lists, *unknown = (
-        [split_cell(cell, where(row), separator) for row, cell in enumerate(table[column])] for column in wanted
+        [split_cell(cell, where(row), options.separator) for row, cell in enumerate(table[column])] for column in wanted
     )
     return targets_of_names(lists, where, names, unknown[0] if unknown else None)
 
 
-def _metadata_columns(table: Table, used: set[str | None], options: dict[str, str], file: Path) -> list[str]:
-    if "metadata" not in options:
+def _metadata_columns(table: Table, used: set[str | None], wanted: Sequence[str] | None, file: Path) -> Sequence[str]:
+    if wanted is None:
         return [column for column in table if column not in used]
-    wanted = split_list(options["metadata"])
     missing = [column for column in wanted if column not in table]
     if missing:
         raise DatasetError(

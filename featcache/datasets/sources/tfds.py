@@ -22,7 +22,7 @@ from typing import Any
 from featcache.datasets.classes import listed_beside
 from featcache.datasets.files import ImageFiles, file_index, local_path
 from featcache.datasets.formats.tfrecord import Record, parse_example, read_record, scan_records
-from featcache.datasets.options import default_name, split_options
+from featcache.datasets.options import SourceOptions, default_name
 from featcache.datasets.sources.image_folder import VALIDATION
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import json_object, read_lines
@@ -52,17 +52,24 @@ class _Sample:
         return read_record(str(self.shard), self.record)[self.start : self.start + self.size]
 
 
-def open_tfds(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class TfdsOptions(SourceOptions):
+    """Options of ``tfds:``: the features of images and labels."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def open_tfds(argument: str, split: str, options: TfdsOptions, *, name: str | None = None) -> ImageFiles:
     """Open one split of what TensorFlow Datasets prepared; the default name is NAME with ``-`` for ``/``."""
-    written, options = split_options("tfds", argument, ("image", "label"))
-    kind, _, place = written.partition(":")
+    kind, _, place = argument.partition(":")
     data_dir = place or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = _version_folder(local_path("tfds:" + kind, data_dir), kind)
     shards = _shards(folder, json_object(folder / "dataset_info.json", object, REMEDY), split)
     described: Json = json_object(folder / "features.json", object, REMEDY)
     features = described.get("featuresDict", {}).get("features", {})
-    image = _feature(features, "image", "Image", options.get("image"), folder)
-    label = _feature(features, "classLabel", "ClassLabel", options.get("label"), folder)
+    image = _feature(features, "image", "Image", options.image, folder)
+    label = _feature(features, "classLabel", "ClassLabel", options.label, folder)
     samples = [sample for path, length in shards for sample in _samples(path, length, image, label)]
     if not samples:
         raise DatasetError(f"{folder}: split {split!r} holds no sample")

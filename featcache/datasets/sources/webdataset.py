@@ -30,7 +30,7 @@ from featcache.datasets.files import ImageFiles, file_index
 from featcache.datasets.formats.tables import metadata_column
 from featcache.datasets.formats.tar import Member, expand_shards, read_member, tar_members, tar_stamp
 from featcache.datasets.labels import classes_of
-from featcache.datasets.options import default_name, split_list, split_options
+from featcache.datasets.options import SourceOptions, default_name
 from featcache.datasets.remote import is_remote, read_remote
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.errors import DatasetError
@@ -78,24 +78,33 @@ class _Sample:
         return found if isinstance(found, dict) else {}
 
 
-def open_webdataset(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class WebdatasetOptions(SourceOptions):
+    """Options of ``webdataset:``."""
+
+    label: str = "cls"
+    image: str | None = None
+    metadata: Sequence[str] = ()
+
+
+def open_webdataset(
+    argument: str, split: str, options: WebdatasetOptions, *, labels: str = "names", name: str | None = None
+) -> ImageFiles:
     """Open one split of tar shards; the default name is that of the folder, or of the shards without their numbers."""
-    pattern, options = split_options("webdataset", argument, ("label", "image", "metadata"))
-    shards = expand_shards(pattern, split)
-    label = options.get("label", "cls")
-    columns = split_list(options.get("metadata", ""))
+    shards = expand_shards(argument, split)
+    label = options.label
     base = _common_folder(shards)
     samples = [sample for place in shards for sample in _samples(place, base, label)]
     if not samples:
-        raise DatasetError(f"webdataset:{pattern}: no sample in {len(shards)} shards; expected members such as 7.jpg")
-    images = [sample.image(options.get("image")) for sample in samples]
+        raise DatasetError(f"webdataset:{argument}: no sample in {len(shards)} shards; expected members such as 7.jpg")
+    images = [sample.image(options.image) for sample in samples]
     names = _classnames(base)
     targets, classnames = classes_of([_label(s, label) for s in samples], lambda row: samples[row].where, names, labels)
     stamps = {place: tar_stamp(place) for place in shards}
     files = [(image.size, stamps[sample.shard]) for sample, image in zip(samples, images, strict=True)]
-    index = file_index([s.where for s in samples], files, targets, classnames, _metadata(samples, columns))
+    index = file_index([s.where for s in samples], files, targets, classnames, _metadata(samples, options.metadata))
     places = [(sample.shard, image.offset, image.size) for sample, image in zip(samples, images, strict=True)]
-    return ImageFiles(name or _name(pattern, base), split, index, lambda row: read_member(*places[row]))
+    return ImageFiles(name or _name(argument, base), split, index, lambda row: read_member(*places[row]))
 
 
 def _common_folder(shards: Sequence[str]) -> str:

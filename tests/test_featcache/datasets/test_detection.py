@@ -66,7 +66,7 @@ def test_coco_refuses_inconsistent_annotations(changes: dict[str, Any], said: st
 
 def test_coco_needs_its_annotations_and_bounds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = coco(tmp_path)
-    with pytest.raises(DatasetError, match="no annotations; expected coco:IMAGES,annotations=FILE"):
+    with pytest.raises(DatasetError, match="no annotations; write annotations=VALUE behind it"):
         open_dataset(f"coco:{tmp_path}/val2017", "val")
     with pytest.raises(DatasetError, match=r"instances_test2017.json: cannot be read"):
         open_dataset(spec, "test")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from featcache.datasets import open_dataset, open_datasets
-from featcache.datasets.sources.collection import COLLECTIONS, open_collection
+from featcache.datasets.sources.collection import COLLECTIONS, CollectionOptions, open_collection
 from featcache.errors import DatasetError
 
 PACS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
@@ -129,7 +129,7 @@ def test_errors_list_what_exists(tmp_path):
     with pytest.raises(DatasetError, match=r"have 8 class folders .* pacs has 7"):
         open_datasets(f"collection:pacs:{root}", "all")
     with pytest.raises(DatasetError, match="no such folder"):
-        open_collection(f"pacs:{root}/nowhere", "all")
+        open_collection(f"pacs:{root}/nowhere", "all", CollectionOptions())
     (root / "classes.txt").write_text("\n".join(PACS))
     with pytest.raises(DatasetError, match="folders cow are not classes"):
         open_dataset(f"collection:pacs:{root},domain=sketch", "all")

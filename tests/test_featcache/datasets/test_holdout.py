@@ -60,12 +60,12 @@ def test_many_samples_of_many_classes_take_little_memory():
 def test_groups_stay_together():
     rng = np.random.default_rng(0)
     samples = index([300, 300], lambda labels: np.array([f"{c}-{rng.integers(20)}" for c in labels], object))
-    held = held_out(samples, Holdout(0.25, group="group"))
+    held = held_out(samples, Holdout(0.25, holdout_group="group"))
     groups = samples.metadata["group"]
     assert not set(groups[held]) & set(groups[~held])
     assert np.allclose(np.bincount(samples.labels[held]) / 300, 0.25, atol=0.05)
     with pytest.raises(DatasetError, match="holdout_group=patient: no such metadata column; there are group"):
-        held_out(samples, Holdout(0.25, group="patient"))
+        held_out(samples, Holdout(0.25, holdout_group="patient"))
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def test_unknown_splits_columns_and_options_are_refused(saved, tmp_path, monkeyp
         (f"hf:{saved},label=kind", "train", "no column kind; there are image"),
         (f"hf:{saved},metadata=month", "train", "no column month"),
         (f"hf:{saved},streaming=yes", "train", "is a local folder or file"),
-        (f"hf:{saved},streaming=1", "train", "expected yes or no"),
+        (f"hf:{saved},streaming=1", "train", "option streaming is '1', expected 'yes' or 'no'"),
         (f"hf:{saved},id=region", "train", "sample ids occur more than once"),
         (f"hf:{tmp_path}/nowhere", "train", f"{tmp_path}/nowhere does not exist, and this is not a name on the hub"),
         ("hf:", "train", "expected a folder, a file or a name"),

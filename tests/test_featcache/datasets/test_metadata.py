@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
-from featcache.datasets.options import split_list, split_options
+from featcache.datasets.options import split_options
 from featcache.errors import DatasetError
 from featcache.store.columns import metadata_bytes, metadata_from
 
@@ -70,7 +70,6 @@ def test_options_of_a_source_are_split_or_refused():
     assert split_options("s", "a,b,c.csv", ("x",)) == ("a,b,c.csv", {})
     assert split_options("s", "a=1,b.csv,x=u=v,y=1", ("x", "y")) == ("a=1,b.csv", {"x": "u=v", "y": "1"})
     assert split_options("s", "A,any=1", None) == ("A", {"any": "1"})
-    assert split_list("a+b") == ["a", "b"]
     for argument, message in [("a,z=1", "unknown option 'z'"), ("a,x=1,x=2", "given twice"), ("a,x=", "is empty")]:
         with pytest.raises(DatasetError, match=message):
             split_options("s", argument, ("x", "path"))

@@ -104,7 +104,7 @@ def test_rows_without_a_label_are_counted_and_left_out_on_request(folder, labels
         ::2
     ]
     assert data.index.metadata["year"].tolist() == [2016, 2018]
-    with pytest.raises(DatasetError, match="unlabelled=keep; expected drop"):
+    with pytest.raises(DatasetError, match="option unlabelled is 'keep', expected 'drop'"):
         open_dataset(f"{spec},unlabelled=keep", "train")
     with pytest.raises(DatasetError, match="unlabelled= goes with one label per row"):
         open_dataset(f"table:{folder}/t.csv,labels=species,unlabelled=drop", "train")

@@ -212,7 +212,10 @@ def test_an_encoder_with_another_preparation_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "option", "message"),
-    [((2, 4, 5, 3), "central-crop", "makes squares"), ((2, 4, 4, 3), "crop", "expected one of central-crop")],
+    [
+        ((2, 4, 5, 3), "central-crop", "makes squares"),
+        ((2, 4, 4, 3), "crop", "option prepared is 'crop', expected 'central-crop'"),
+    ],
 )
 def test_wrong_values_of_prepared(tmp_path: Path, shape: tuple[int, ...], option: str, message: str) -> None:
     np.save(tmp_path / "test_images.npy", np.full(shape, 9, np.uint8))

@@ -12,6 +12,7 @@ Class order. The categories by id, also those without an object in this split.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,23 @@ import numpy.typing as npt
 
 from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, read_regular, sizes_and_stamps
 from featcache.datasets.labels import MAX_CLASSES
-from featcache.datasets.options import PLACEHOLDER, check_path, split_options
+from featcache.datasets.options import PLACEHOLDER, SourceOptions, check_path
 from featcache.errors import DatasetError
 
 MAX_JSON = 1 << 31
 """Largest annotation file that is read."""
 
 
-def open_coco(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class CocoOptions(SourceOptions):
+    """Options of ``coco:``."""
+
+    annotations: str
+
+
+def open_coco(argument: str, split: str, options: CocoOptions, *, name: str | None = None) -> ImageFiles:
     """Open one split of a data set in COCO's format; the default name is ``coco``."""
-    images, options = split_options("coco", argument, ("annotations",))
-    if "annotations" not in options:
-        raise DatasetError(
-            f"coco:{argument}: no annotations; expected coco:IMAGES,annotations=FILE.json, such as "
-            "instances_val2017.json"
-        )
-    places = (images, options["annotations"])
+    places = (argument, options.annotations)
     folder, file = (local_path("coco", text.replace(PLACEHOLDER, split)) for text in places)
     try:
         found = json.loads(read_regular(str(file), MAX_JSON, "a file of annotations"))

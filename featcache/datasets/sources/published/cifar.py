@@ -10,15 +10,18 @@ DIR has these files, or a folder ``CIFAR-10.1`` or ``CIFAR-10.2`` with them. ``,
 CIFAR-10.1. The classes are CIFAR-10's; a digest of the images is part of the key, as for ``arrays:``.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from featcache.datasets.files import local_path, size_and_stamp
 from featcache.datasets.formats.pickled_arrays import read_pickled
-from featcache.datasets.options import split_options
+from featcache.datasets.options import SourceOptions
 from featcache.datasets.sources.arrays import ArrayDataset, array_index, load_array
 from featcache.errors import DatasetError
+from featcache.parameters import OneOf
 from featcache.prompts.class_lists import load_classnames
 from featcache.store.layout import Array
 
@@ -27,19 +30,25 @@ NAMES = {"10.1": "CIFAR101", "10.2": "CIFAR102"}
 SIDE = 32
 
 
-def open_cifar(argument: str, split: str, *, name: str | None = None) -> ArrayDataset:
+@dataclass(frozen=True)
+class CifarOptions(SourceOptions):
+    """Options of ``cifar:``."""
+
+    version: Annotated[str, OneOf("v4", "v6")] | None = None
+
+
+def open_cifar(argument: str, split: str, options: CifarOptions, *, name: str | None = None) -> ArrayDataset:
     """Open one split of CIFAR-10.1 or CIFAR-10.2; the default name is one of `NAMES`."""
-    kind, colon, rest = argument.partition(":")
-    place, options = split_options("cifar", rest, ("version",))
+    kind, colon, place = argument.partition(":")
     if kind not in NAMES or not colon:
         raise DatasetError(f"cifar:{argument}: expected cifar:10.1:DIR or cifar:10.2:DIR")
-    if "version" in options and kind != "10.1":
+    if options.version and kind != "10.1":
         raise DatasetError(f"cifar:{argument}: only CIFAR-10.1 has versions; leave version= out")
     base = local_path("cifar", place)
     folder = next((inner for inner in (base / f"CIFAR-{kind}", base) if inner.is_dir()), base)
     if split not in (("test",) if kind == "10.1" else ("test", "train")):
         raise DatasetError(f"{folder}: CIFAR-{kind} has no split {split!r}; expected test")
-    version = options.get("version", "v6")
+    version = options.version or "v6"
     path = folder / (f"cifar10.1_{version}_data.npy" if kind == "10.1" else f"cifar102_{split}.npy")
     facts = size_and_stamp(path)
     images, targets = _of_101(path) if kind == "10.1" else _of_102(path)

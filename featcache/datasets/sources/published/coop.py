@@ -16,7 +16,8 @@ from pathlib import Path
 from featcache.datasets.classes import listed_beside
 from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, size_and_stamp
 from featcache.datasets.labels import MAX_CLASSES
-from featcache.datasets.options import WHOLE, check_path, default_name, split_options
+from featcache.datasets.options import WHOLE, check_path, default_name
+from featcache.datasets.sources.list_file import RootOptions
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import read_json
 
@@ -25,23 +26,22 @@ IMAGE_FOLDERS = ("101_ObjectCategories", "2750", "images", "jpg", "SUN397", "UCF
 """CoOp's image folders beside its split files."""
 
 
-def open_coop(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+def open_coop(argument: str, split: str, options: RootOptions, *, name: str | None = None) -> ImageFiles:
     """Open one split of a CoOp split file; the default name is that of the file without ``split_zhou_``."""
-    file, options = split_options("coop", argument, ("root",))
-    path = local_path("coop", file)
+    path = local_path("coop", argument)
     splits = parse_splits(read_json(path, "expected a split file of CoOp"), str(path))
     if split != WHOLE and split not in splits:
         raise DatasetError(f"{path}: no split {split!r}; it has {', '.join(splits)}, or take all")
     items = [item for part in splits.values() for item in part] if split == WHOLE else splits[split]
     places = [path.parent, *(path.parent / folder for folder in IMAGE_FOLDERS)]
-    if "root" in options:
-        places = [local_path("coop", options["root"])]
+    if options.root:
+        places = [local_path("coop", options.root)]
     root, files = _found(items, places)
     if items and all(facts == (0, 0) for facts in files):
         also = f" or its {', '.join(IMAGE_FOLDERS)}" if len(places) > 1 else ""
         raise DatasetError(
             f"{path}: none of the {len(items):,} images of {split} exist below {root}{also} (looked for "
-            f"{root / items[0][0]}); name their folder: coop:{file},root=DIR"
+            f"{root / items[0][0]}); name their folder: coop:{argument},root=DIR"
         )
     classnames = class_list(splits, str(path))
     index = file_index([item[0] for item in items], files, [item[1] for item in items], classnames)

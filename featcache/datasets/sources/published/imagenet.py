@@ -20,12 +20,15 @@ folder that is not a class is an error, except for ObjectNet's 200 classes outsi
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from featcache.datasets.files import ImageFiles, files_below, local_path
-from featcache.datasets.options import WHOLE, default_name, split_options
+from featcache.datasets.options import WHOLE, SourceOptions, default_name
 from featcache.datasets.sources.image_folder import class_folder_index, class_folders, split_folder
 from featcache.errors import DatasetError
+from featcache.parameters import OneOf
 from featcache.prompts.imagenet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
 from featcache.prompts.objectnet import has_mappings, load_objectnet, shared_classes
 
@@ -41,14 +44,18 @@ RESULTS_NAMES = {VERSIONS[kind]: name for kind, name in WISE_FT.items()}
 """The data set's name -> its name in WiSE-FT's results."""
 
 
-def open_imagenet(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class ImageNetOptions(SourceOptions):
+    """Options of ``imagenet:``."""
+
+    names: Annotated[str, OneOf("wise-ft")] | None = None
+
+
+def open_imagenet(argument: str, split: str, options: ImageNetOptions, *, name: str | None = None) -> ImageFiles:
     """Open one split of ImageNet, or a shifted version of it; the default name is one of `VERSIONS` or `WISE_FT`."""
     first, colon, rest = argument.partition(":")
     kind, place = (first, rest) if colon and first in VERSIONS else ("", argument)
-    place, options = split_options("imagenet", place, ("names",))
-    if options.get("names", "wise-ft") != "wise-ft":
-        raise DatasetError(f"imagenet:{argument}: expected names=wise-ft, or leave it out")
-    usual = WISE_FT[kind] if options else VERSIONS[kind]
+    usual = WISE_FT[kind] if options.names else VERSIONS[kind]
     base = local_path("imagenet", place)
     if not base.is_dir():
         raise DatasetError(

@@ -17,10 +17,11 @@ Metadata columns: ``anchor`` and ``also``, as in `vid_robust`.
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.datasets.files import ImageFiles, file_index, files_below, local_path, sizes_and_stamps
-from featcache.datasets.options import WHOLE, split_options
+from featcache.datasets.options import WHOLE, SourceOptions
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import json_object, read_lines
 
@@ -48,9 +49,16 @@ FRAME = re.compile(r"([^/\s]+_\d+)/frame-(\d+)\.jpg")
 Annotations = dict[str, list[str]]
 
 
-def open_ytbb_robust(argument: str, split: str, *, name: str | None = None) -> ImageFiles:
+@dataclass(frozen=True)
+class YtbbOptions(SourceOptions):
+    """Options of ``ytbb-robust:``."""
+
+    labels: str | None = None
+
+
+def open_ytbb_robust(argument: str, split: str, options: YtbbOptions, *, name: str | None = None) -> ImageFiles:
     """Open YTBB-Robust."""
-    folder, notes = folders_of(argument)
+    folder, notes = folders_of(argument, options)
     if split not in ("test", WHOLE):
         raise DatasetError(f"{folder}: no split {split!r}; expected test")
     classnames = ytbb_classes(notes)[0]
@@ -68,15 +76,13 @@ def open_ytbb_robust(argument: str, split: str, *, name: str | None = None) -> I
     return files_below(name or NAME, split, file_index(keys, files, targets, classnames, metadata), folder)
 
 
-def folders_of(argument: str) -> tuple[Path, Path]:
+def folders_of(place: str, options: YtbbOptions) -> tuple[Path, Path]:
     """The folders of the videos and of the labels; DatasetError if one is missing."""
-    place, options = split_options("ytbb-robust", argument, ("labels",))
     base = local_path("ytbb-robust", place)
     inner = next((base / place for place in PLACES if (base / place / VIDEOS).is_dir()), None)
     if inner is None:
         raise DatasetError(f"{base}: no {VIDEOS} in it; expected ytbb-robust: check the path")
-    given = options.get("labels")
-    candidates = [local_path("labels", given)] if given else [inner / place for place in LABEL_PLACES]
+    candidates = [local_path("labels", options.labels)] if options.labels else [inner / place for place in LABEL_PLACES]
     notes = next((found for found in candidates if (found / PAIRS).is_file()), None)
     if notes is None:
         raise DatasetError(
