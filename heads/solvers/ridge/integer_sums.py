@@ -43,7 +43,8 @@ def gram_and_class_sums(x: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, T
     if len(wide) > dim // 8:
         return None
     padded = -(-max(len(wide), 1) // _PADDING) * _PADDING
-    digits, sums = np.zeros((n, 3 * dim + padded), np.int8), np.zeros((n_classes, dim))
+    digits, sums = np.empty((n, 3 * dim + padded), np.int8), np.zeros((n_classes, dim))
+    digits[:, 3 * dim + len(wide) :] = 0
     _split(bits, y.numpy(), digits, sums)
     digits[:, 3 * dim : 3 * dim + len(wide)] = (_integers(bits[:, wide]) + 128 * (1 + 256 + 256**2)) >> 24
     return torch.from_numpy(_gram(torch.from_numpy(digits), dim, wide)), torch.from_numpy(sums).mul_(_UNIT)

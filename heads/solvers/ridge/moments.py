@@ -35,7 +35,7 @@ Float = NDArray[np.float64]
 Sums = tuple[Tensor, Tensor, Tensor]
 """xtx, cross and sum_y of some rows, where the rows lie."""
 
-FOLD_PIECE_ROWS = 8 * PIECE_ROWS
+FOLD_PIECE_ROWS = 16 * PIECE_ROWS
 """Rows per piece on a CPU with several folds: adding up a Gram matrix of each costs little beside so many rows."""
 
 
