@@ -7,6 +7,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +123,8 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
 
 def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool) -> list[Dataset]:
     """The data sets of a specification; those on this machine record how to open them again."""
-    source, _, argument = spec.partition(":")
+    source = re.split("[:,]", spec, maxsplit=1)[0]  # options may follow at once: digits,holdout=0.2
+    argument = spec[len(source) :].removeprefix(":")
     if source not in DATASETS:
         raise _unknown(spec, source)
     opener: Callable[..., Dataset | list[Dataset]]

@@ -102,3 +102,10 @@ def test_the_split_is_recorded(flat, tmp_path):
 def test_wrong_holdout_options(flat, options):
     with pytest.raises(DatasetError, match="holdout"):
         open_dataset(f"{flat},{options}", "train")
+
+
+def test_a_source_without_an_argument_takes_options():
+    options = "holdout=0.2,holdout_of=test"
+    train, val = (open_dataset(f"digits,{options}", split) for split in ("train", "val"))
+    assert sorted([*train.index.ids, *val.index.ids]) == sorted(open_dataset("digits", "test").index.ids)
+    assert val.index.ids == open_dataset(f"digits:,{options}", "val").index.ids
