@@ -271,6 +271,16 @@ def test_the_wheel_holds_three_packages_and_runs_anywhere(tmp_path: Path, demo: 
     assert (elsewhere / "demo" / "report.md").exists()
 
 
+def test_an_editable_install_is_a_path_entry(tmp_path: Path) -> None:
+    """An import finder would come after site-packages, where numba caches outlive `pip uninstall` and hide `heads`."""
+    build = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [entry] = [name for name in archive.namelist() if ".dist-info" not in name]
+        assert Path(archive.read(entry).decode().strip()) == ROOT
+
+
 @pytest.mark.parametrize("name", ["bench_store", "bench_encode", "bench_precision", "bench_texts", "bench_preparation"])
 def test_benchmarks_run(name: str, tmp_path: Path) -> None:
     record, _ = run_benchmark(name, tmp_path / "record.json")

@@ -1,14 +1,30 @@
-"""An mkdocs hook: links out of docs/ become the file's name, since the site contains only the pages."""
+"""mkdocs hooks: what the site needs beyond Markdown."""
 
 import re
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
+CODE = re.compile(r"(<pre\b.*?</pre>)|(?<=<code>)([^<]*)(?=</code>)", re.S)
+WORD = re.compile(r"[^\s]*-[^\s]*")
+LONGEST = 32  # characters of code that fit in one line of a phone
 
 
 def on_page_markdown(markdown: str, **kwargs: object) -> str:
-    """Called by mkdocs for each page.
+    """Links out of docs/ become the file's name, since the site contains only the pages.
 
-    >>> on_page_markdown("see [its card](../featcache/encoders/tiny/CARD.md)")
-    'see its card (`featcache/encoders/tiny/CARD.md`)'
+    >>> on_page_markdown("see [its card](../featcache/encoders/tiny/CARD.md) in [tools](../tools)")
+    'see its card (`featcache/encoders/tiny/CARD.md`) in `tools`'
     """
-    return OUTSIDE.sub(r"\1 (`\2`)", markdown)
+    return OUTSIDE.sub(lambda link: f"`{link[2]}`" if link[1] == link[2] else f"{link[1]} (`{link[2]}`)", markdown)
+
+
+def on_page_content(html: str, **kwargs: object) -> str:
+    """Browsers break lines at hyphens; those of inline code, such as ``--model``, stay on one line.
+
+    >>> on_page_content("<p><code>fit --set C=1</code></p>")
+    '<p><code>fit <span class="unbroken">--set</span> C=1</code></p>'
+    """
+    return CODE.sub(lambda found: found[1] or WORD.sub(_unbroken, found[2]), html)
+
+
+def _unbroken(word: re.Match[str]) -> str:
+    return f'<span class="unbroken">{word[0]}</span>' if len(word[0]) <= LONGEST else word[0]
