@@ -79,6 +79,19 @@ def test_leftovers_of_killed_processes_are_collected_without_the_store(tmp_path:
     assert verify(store, deep=True).ok
 
 
+def test_temporary_files_of_other_hosts_are_leftovers_after_a_day_only(tmp_path: Path) -> None:
+    store = finished(tmp_path)
+    fresh, old = (store / f"features/c/0/0.0123abcd-{pid}-abc.partial" for pid in (1, 2))
+    for path in (fresh, old):
+        path.write_bytes(b"left")
+    os.utime(old, (time.time() - atomic.MAX_AGE - 60,) * 2)
+    [item] = find_garbage(tmp_path, 0.0)
+    assert item.names == (str(old.relative_to(store)),)
+    atomic.sweep_partials(store)
+    assert fresh.exists()
+    assert not old.exists()
+
+
 def test_a_finished_store_is_deleted_only_by_name_manifest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
