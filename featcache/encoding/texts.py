@@ -20,7 +20,7 @@ from featcache.errors import EncoderError, LabelsChangedError, PromptError
 from featcache.progress import Progress, as_progress
 from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, resolve_root
-from featcache.store.catalogue import add_name
+from featcache.store.catalogue import add_name, note_hit
 from featcache.store.layout import ArraySpec, text_arrays
 from featcache.store.places import StorePath
 from featcache.store.reading.parts import Part
@@ -96,6 +96,7 @@ def embed_prompts(
                 f"texts/{result.store.name} --classes FILE`, or use that store as it is"
             )
         add_name(result.store, encoder.name)
+        note_hit(result.store)
     return result
 
 

@@ -8,9 +8,9 @@ from urllib.parse import quote, unquote
 
 from featcache.errors import FeatcacheError, StoreSchemaError, StoreWriteError
 from featcache.store.key import Json, resolve_root
-from featcache.store.layout import MANIFEST, SCHEMA
+from featcache.store.layout import HIT, MANIFEST, SCHEMA
 from featcache.store.manifest import read_header, read_manifest
-from featcache.store.places import File, StorePath, by_folder, create, files
+from featcache.store.places import File, StorePath, by_folder, create, files, put
 from featcache.store.reading.base import Store
 from featcache.store.reading.images import ImageStore
 from featcache.store.reading.parts import finished_parts
@@ -135,6 +135,12 @@ def add_name(store: Store, name: str) -> None:
         return
     with suppress(StoreWriteError):  # a cache hit needs no write access
         create(store.path / NAMES / file, b"")
+
+
+def note_hit(store: Store) -> None:
+    """Record when a finished store was found: of several stores of one name, the one asked for last is used."""
+    with suppress(StoreWriteError):
+        put(store.path / HIT, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode())
 
 
 def other_names(path: StorePath) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from featcache.errors import FeatcacheWarning, MismatchError, StoreCorruptError, StoreNotFoundError
 from featcache.store.catalogue import KINDS, Entry, list_stores
 from featcache.store.key import Json, resolve_root
-from featcache.store.layout import HEADER, MANIFEST
+from featcache.store.layout import HEADER, HIT, MANIFEST
 from featcache.store.manifest import manifest_or_none, read_header, read_manifest
-from featcache.store.places import StorePath, location, stat
+from featcache.store.places import StorePath, location, read_or_none, stat
 from featcache.store.reading.base import Store, read_provenance
 from featcache.store.reading.checks import remedy
 from featcache.store.reading.images import ImageStore, find_part
@@ -120,9 +120,9 @@ def find_path(
 ) -> StorePath:
     """Folder of a store, given its folder, its key (or the beginning of it), or its short name.
 
-    If several stores have that name (a data set that grew, another training run), the newest is taken, with a
-    `FeatcacheWarning` that names the others. StoreNotFoundError, which lists references that work, if no store matches,
-    or stores of several models do.
+    If several stores have that name (a data set that grew, another training run), the newest is taken, and of texts the
+    one that `featcache text` wrote or found last, with a `FeatcacheWarning` that names the others. StoreNotFoundError,
+    which lists references that work, if no store matches, or stores of several models do.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def find_path(
     root : default: ``$FEATCACHE_ROOT``, else ``./cache``
     suggest : whether the error message suggests similar names; False if the store is to be deleted
     fits : preferred stores if several have the name, such as those of a head's encoder
-    only : raise an error if several stores have the name, instead of taking the newest
+    only : raise an error if several stores have the name, instead of taking the latest
     """
     folder, root = location(reference), resolve_root(root)
     if stat(folder / MANIFEST) is not None or read_header(folder) is not None:
@@ -144,7 +144,7 @@ def find_path(
     if len(matches) > 1 and fits is not None:
         matches = list(filter(fits, matches)) or matches
     if len(matches) > 1 and not only:
-        matches = _newest(wanted, matches, entries)
+        matches = _latest(wanted, matches, entries)
     matches = matches or [entry for entry in entries if _has_key(entry, wanted)]
     if len(matches) == 1:
         return matches[0].path
@@ -196,8 +196,8 @@ def _has_key(entry: Entry, wanted: str, *, either: bool = False) -> bool:
     return len(encoder) >= 4 and own_encoder.startswith(encoder) and own_dataset.startswith(dataset)
 
 
-def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list[Entry]:
-    """The newest of several stores of one model, with a warning; all of them if they are of different models."""
+def _latest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list[Entry]:
+    """The latest of several stores of one model, with a warning; all of them if they are of different models."""
     if "@" not in wanted:
         matches = [entry for entry in matches if not _is_aside(entry)] or matches
         if not set.intersection(*(set(entry.models) for entry in matches)):
@@ -206,8 +206,8 @@ def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list
     if others:
         named = ", ".join(address(entry, entries) for entry in others)
         warnings.warn(
-            f"{wanted}: {len(matches)} stores have this name; the newest is used, {address(first, entries)} "
-            f"(written {_written(first)[0]}); to use another, write {named}",
+            f"{wanted}: {len(matches)} stores have this name; the latest is used, {address(first, entries)} "
+            f"(written or found again {_written(first)[0]}); to use another, write {named}",
             FeatcacheWarning,
             stacklevel=4,
         )
@@ -222,8 +222,9 @@ def _is_aside(entry: Entry) -> bool:
 
 
 def _written(entry: Entry) -> tuple[str, float]:
-    """Sort key: when a store was written, by its provenance and then by its file times."""
-    return str(_provenance(entry).get("written", "")), entry.modified
+    """Sort key: when a store was written, or texts were found again, by its own records and then by its file times."""
+    hit = (read_or_none(entry.path / HIT) or b"").decode(errors="replace")
+    return max(str(_provenance(entry).get("written", "")), hit), entry.modified
 
 
 def address(entry: Entry, entries: Sequence[Entry]) -> str:

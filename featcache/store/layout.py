@@ -15,6 +15,7 @@
             provenance.json         how and when it was made, without a checksum
             claims/                 which writer is working on which chunk
             names/                  further names of the encoder, one empty file each
+            hit                     texts only: when `featcache text` last found them finished
             tap-<name>/, view-.../  taps and views: groups like this one, see `store.reading.parts`
 
 Chunk files are uncompressed and unsharded, so they hold the plain bytes of the array. The fast reader relies on that,
@@ -42,6 +43,7 @@ MANIFEST = "manifest.json"
 MARKERS = "done"
 HEADER = "zarr.json"
 PROVENANCE = "provenance.json"
+HIT = "hit"
 DTYPES = ("<f2", "<f4", "<f8", "<i8", "<i4", "<u2", "|u1", "|i1")
 NAME_LETTERS = frozenset(string.ascii_letters + string.digits + "._-")
 MAX_SIZE = 1 << 48

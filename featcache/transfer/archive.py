@@ -1,7 +1,7 @@
 """Packing a store into one file and unpacking it: a tar archive whose bytes depend only on the store.
 
 Entries are named ``KIND/ENCODER_KEY/DATASET_KEY/...``, sorted, without times, owners and permissions. Files specific to
-one machine are left out: claims of writers, and modification times of source files.
+one machine are left out: claims of writers, the time of the last hit, and modification times of source files.
 """
 
 import io
@@ -25,7 +25,7 @@ from featcache.store import open_store, resolve_root
 from featcache.store.catalogue import KINDS
 from featcache.store.claims import CLAIMS
 from featcache.store.columns import STAMPS
-from featcache.store.layout import MANIFEST
+from featcache.store.layout import HIT, MANIFEST
 from featcache.store.places import StorePath, files, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, begin, give_up, sync_files, sync_folder
 from featcache.store.places.targets import replacing, writing
@@ -48,7 +48,7 @@ def pack(store: StorePath, target: str | Path) -> int:
     size = 0
     with replacing(target, stream="pack") as file, tarfile.open(fileobj=file, mode="w|", format=FORMAT) as tar:
         for name in sorted(files(store)):
-            if name.startswith(f"{CLAIMS}/") or name.endswith((PARTIAL_SUFFIX, STAMPS)):
+            if name.startswith(f"{CLAIMS}/") or name == HIT or name.endswith((PARTIAL_SUFFIX, STAMPS)):
                 continue
             content = (store / name).read_bytes()
             entry = tarfile.TarInfo(f"{opened.kind}/{opened.manifest.key}/{name}")

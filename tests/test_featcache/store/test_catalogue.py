@@ -1,6 +1,7 @@
 """Finding stores by folder, key and short name; the root; progress lines."""
 
 import io
+import time
 import warnings
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def test_of_several_stores_of_one_model_the_newest_is_found_and_the_others_are_n
             find_path(reference, root, only=True)
     with pytest.raises(StoreNotFoundError, match="no store of that name"):
         find_store("fake/train@numpy#0000", root)
+
+
+def test_of_several_texts_of_one_name_those_asked_for_last_are_found(root: Path) -> None:
+    def ask(templates: list[str]) -> Path:
+        return Path(embed_prompts(["ant", "bee"], templates, NumpyEncoder(), name="animals", root=root).store.path)
+
+    both = (["a {}"], ["a {}", "one {}"])
+    made = [ask(templates) for templates in both]
+    for path in made:
+        provenance = open_store(path).provenance | {"written": "2020-01-01T00:00:00Z"}
+        (path / "provenance.json").write_bytes(provenance_bytes(provenance, open_store(path).manifest.key))
+    for which in (0, 1, 0):  # all of them cache hits
+        time.sleep(0.02)  # file times have steps of some milliseconds
+        assert ask(both[which]) == made[which]
+        with pytest.warns(FeatcacheWarning, match="2 stores have this name; the latest is used"):
+            assert find_store("texts/animals", root).path == made[which]
+    assert all(verify(path, deep=True).ok for path in made)
 
 
 def test_a_model_in_a_folder_is_found_by_the_end_of_its_path(root: Path) -> None:
