@@ -76,7 +76,8 @@ def holdout_options(share: float | None, seed: int = 0, group: str | None = None
     if share is None:
         return ""
     Holdout(share, seed, group)
-    return f",holdout={share:g}{f',holdout_seed={seed}' if seed else ''}{f',holdout_group={group}' if group else ''}"
+    behind = f",holdout_seed={seed}" if seed else ""
+    return f",holdout={float(share)!r}{behind}{f',holdout_group={group}' if group else ''}"
 
 
 def divided(whole: Dataset, split: str, holdout: Holdout) -> Subset:

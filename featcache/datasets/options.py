@@ -38,7 +38,7 @@ class SourceOptions:
                 value = declared.parsed(value)
                 object.__setattr__(self, name, value)
             try:
-                if value is not None and value != [] and value != ():
+                if value is not None and not (isinstance(value, list | tuple) and not value):
                     declared.check(value)
             except ValueError as error:
                 raise DatasetError(f"option {error}") from None

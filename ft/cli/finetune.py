@@ -170,7 +170,7 @@ def _text(result: FinetuneResult, preprocess: str | None) -> str:
     lines = [counted(result.steps, "update")]
     for row in result.judged:
         mark = "  <- best" if row["step"] == result.best_step else ""
-        lines.append(f"  update {row['step']:>7,}: accuracy {row['accuracy']:.4f}, nll {row['nll']:.4f}{mark}")
+        lines.append(f"  update {row['step']:>7,}: accuracy {100 * row['accuracy']:.1f} %, nll {row['nll']:.3f}{mark}")
     if result.before_after:
         lines += ["", table_text(result.before_after, width=table_width()), ""]
     lines += [

@@ -9,7 +9,7 @@ from PIL import Image
 import featcache
 from featcache.datasets import dataset_key, open_dataset
 from featcache.datasets.base import SampleIndex
-from featcache.datasets.holdout import Holdout, held_out
+from featcache.datasets.holdout import Holdout, held_out, holdout_options
 from featcache.errors import DatasetError
 
 
@@ -96,6 +96,12 @@ def test_the_split_is_recorded(flat, tmp_path):
     held = featcache.encode([np.full((4, 4, 3), c, np.uint8) for c in range(10)], "test", labels=[0, 1] * 5,
                             root=tmp_path / "root", holdout=0.4)  # fmt: skip
     assert np.bincount(held.labels).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("share", [0.2, 1 / 3, 0.1234567, np.nextafter(0.5, 1), 1e-7])
+def test_a_share_keeps_all_its_digits(share):
+    (_, _, text) = holdout_options(share, 3, "patient").partition("holdout=")
+    assert float(text.split(",")[0]) == share
 
 
 @pytest.mark.parametrize("options", ["holdout=1.5", "holdout=x", "holdout_seed=1", "holdout=0.2,holdout_seed=x"])

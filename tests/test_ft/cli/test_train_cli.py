@@ -65,6 +65,19 @@ def test_from_training_to_the_chosen_interpolation(
     assert row["digits:top1"] > 0.8
 
 
+def test_accuracies_are_printed_as_in_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--val", "digits:val", "--eval-start", "--train", "head", "--templates", "digits", "--out", str(tmp_path)]
+    assert main(["finetune", "digits", *words, *FLAGS, "--overwrite"]) == 0
+    said = capsys.readouterr().out
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    judged = [{"step": entry["step"], **entry["val"]} for entry in logged if "val" in entry]
+    assert [entry["step"] for entry in judged] == [0, 2]
+    for entry in judged:
+        assert 0 <= entry["accuracy"] <= 1
+        assert f"{entry['step']}: accuracy {100 * entry['accuracy']:.1f} %, nll {entry['nll']:.3f}" in said
+        assert f"{100 * entry['accuracy']:.1f}" in said.split("top1 %")[1]
+
+
 def test_a_run_from_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--recipe", "lipsum_domainnet", "--templates", "digits", "--out", str(tmp_path / "run")]
     result = run(capsys, "finetune", "digits", *words, *FLAGS)
