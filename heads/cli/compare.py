@@ -61,12 +61,12 @@ def _describe(record: Row) -> str:
     for metric, factor, digits, unit in (("top1", 100, 1, " %"), ("nll", 1, 3, "")):
         cells = [f"{who} {factor * record[metric][key][0]:.{digits}f}{unit}" for who, key in ((a, "a"), (b, "b"))]
         difference = _interval(record[metric]["difference"], factor, digits)
-        lines.append(f"  {metric:4} {', '.join(cells)}; difference {difference}{unit}")
+        lines.append(f"  {metric:4} {', '.join(cells)}; difference {difference}{' points' if unit else ''}")
     tested = record["mcnemar"]
     alone = f"only {a} right {tested['only_a']:,}, only {b} right {tested['only_b']:,}"
     lines.append(f"  {alone}; McNemar's exact p = {tested['p']:.3g}")
     for name, group in record.get("groups", {}).items():
-        lines.append(f"  {name}: {group['rows']:,} rows, top1 {_interval(group['top1_difference'], 100, 1)} %")
+        lines.append(f"  {name}: {group['rows']:,} rows, top1 {_interval(group['top1_difference'], 100, 1)} points")
     return "\n".join(lines)
 
 

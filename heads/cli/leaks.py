@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     images = len({pair["test_row"] for pair in pairs})
     near = f"near-duplicate in {args.train} (cosine >= {threshold:.4g})"
     lines = [f"{images:,} of {len(test):,} test images have a {near}"]
+    if pairs:
+        lines.append("  cosine  test image  training image  class")
     for pair in pairs[:SHOWN]:
         same = pair["test_class"] == pair["train_class"]
         classes = pair["test_class"] if same else f"{pair['test_class']} against {pair['train_class']}"

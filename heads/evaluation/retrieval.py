@@ -109,8 +109,8 @@ def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.flo
     places = {sample: row for row, sample in enumerate(images.ids)}
     if unknown := [name for name in texts.classnames if name not in places]:
         raise MismatchError(
-            f"{texts.name!r} has captions of {len(unknown)} images that {images.name!r} lacks ({unknown[:3]}); name "
-            f"images by their sample ids, such as {images.ids[0]!r}"
+            f"{len(unknown)} classes of texts/{texts.name} are no sample ids of {images.name}/{images.split} "
+            f"({', '.join(unknown[:3])}); name the image of each caption, such as {images.ids[0]}"
         )
     valid = np.asarray(images.valid, bool)
     position = np.where(valid, np.cumsum(valid) - 1, -1)  # of a row among the valid ones

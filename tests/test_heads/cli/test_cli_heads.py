@@ -198,11 +198,14 @@ def test_the_table_of_a_paper_s_sweep_says_where_it_was_picked(cli: Any, capsys:
     assert f"picked by top1 on the first reported split ({PAPERS['regft']})" in capsys.readouterr().out
 
 
-def test_leaks_names_pairs_of_images(cli: Any) -> None:
+def test_leaks_names_pairs_of_images(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code, pairs, error = cli("leaks", "digits/train", "digits/train", "--threshold", "0.999", "--per-row", "1")
     assert code == 0, error
     assert len(pairs) == 1000  # every image is its own near-duplicate
     assert cli("leaks", "digits/train", "digits/test", "--threshold", "1.0")[1] == []
+    assert main(["leaks", "digits/train", "digits/train", "--threshold", "0.999", "--per-row", "1"]) == 0
+    title = capsys.readouterr().out.splitlines()[1]
+    assert title.split("  ") == ["", "cosine", "test image", "training image", "class"]
 
 
 @pytest.mark.parametrize("verb", ["fit", "finetune", "encode"])

@@ -214,6 +214,7 @@ def test_two_heads_compared(cli: Any, root: Path) -> None:
     assert code == 0
     assert "shapes, 500 rows; 95 % intervals of ridge minus nearest_mean" in text
     assert "McNemar's exact p = " in text
+    assert {line.split()[-1] for line in text.splitlines() if "top1" in line} == {"points"}
     assert text.count("  2: ") == 2  # a line for each camera and store
     code, _, error = cli(*command[:3], "shapes/train", "--level", "2")
     assert code == 2
