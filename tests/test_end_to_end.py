@@ -201,7 +201,7 @@ def test_bad_input_is_one_message_and_an_exit_code(
     assert message in record["message"]
 
 
-def test_without_a_verb_and_with_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_unknown_verbs_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "usage: featcache VERB" in capsys.readouterr().out
     assert main(["encoed"]) == 2

@@ -211,12 +211,12 @@ def describe_encoded(result: EncodeResult, *, counts: bool = True) -> str:
 
 
 def class_counts(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> str:
-    """How many rows each class has, so that a misspelt folder is seen: all of a few classes, else the smallest.
+    """Rows per class, which reveal a misspelt folder: of every class if there are few, else of the smallest.
 
     >>> class_counts(np.array([0, 0, 1, -1]), ["cat", "dgo"])
     '2 classes: cat 2, dgo 1'
 
-    Of multi-label targets, the rows that each class applies to.
+    For multi-label targets, the rows to which each class applies.
     """
     if labels.ndim == 1:
         counts = np.bincount(labels[labels >= 0], minlength=len(classnames))
@@ -230,7 +230,7 @@ def class_counts(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> 
 
 
 def _name_note(result: EncodeResult, dataset: Dataset) -> str:
-    """A line where the same samples were encoded before under another name."""
+    """A note if the same samples were encoded before under another name; else empty."""
     store = result.store
     if (store.name, store.split) == (dataset.name, dataset.split):
         return ""

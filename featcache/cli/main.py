@@ -65,7 +65,7 @@ INTERRUPTED = "finished work is kept; run the same command again to continue"
 
 
 class Help(argparse.Action):
-    """``--help``; a verb may set `parser.explain`, which says more about the words before it."""
+    """``--help``; a verb may set `parser.explain`, which adds help for the arguments before it."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
         """Print the help and exit."""

@@ -55,8 +55,8 @@ DATASETS: Plugins[Callable[..., Dataset]] = Plugins(
         "ytbb-robust": "featcache.datasets.sources.video.ytbb_robust:open_ytbb_robust",
     }
 )
-"""Source -> ``opener(argument, split, options, *, name, labels) -> Dataset``, which raises DatasetError for all that is
-wrong with the data. An opener without ``labels`` names the classes itself. ``options``, if it has any, are a dataclass
+"""Source -> ``opener(argument, split, options, *, name, labels) -> Dataset``, which raises DatasetError for any fault
+of the data. An opener without ``labels`` names the classes itself. ``options``, if it has any, are a dataclass
 of `SourceOptions`, which declares them."""
 
 DOMAINS: Plugins[Callable[..., list[Dataset]]] = Plugins(
@@ -159,7 +159,7 @@ def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool
 
 
 def _unknown(spec: str, source: str) -> DatasetError:
-    """The error of a specification without a known source, such as a bare path."""
+    """The error for a specification without a known source, such as a path alone."""
     path = Path(spec).expanduser()
     try:
         meant = "imagefolder" if path.is_dir() else SOURCE_OF_FILE.get(path.suffix.lower()) if path.is_file() else None

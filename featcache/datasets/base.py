@@ -33,7 +33,7 @@ Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float3
 
 
 class PlainDataset(Protocol):
-    """A split of a labelled image data set: what a user's own class needs."""
+    """A split of a labelled image data set: all that your own class has to implement."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class PlainDataset(Protocol):
 
 @runtime_checkable
 class Dataset(PlainDataset, Protocol):
-    """A `PlainDataset` with what may be known of its images; `whole_dataset` makes one of a user's own."""
+    """A `PlainDataset` with optional facts about its images; `whole_dataset` adds those that your own class lacks."""
 
     @property
     def decoding(self) -> str | None:
@@ -72,7 +72,7 @@ class Dataset(PlainDataset, Protocol):
 
 
 class WrappedDataset:
-    """A data set on top of another; what a user's own leaves out is None. Subclasses change the rest."""
+    """Delegates to another data set; optional attributes that it lacks are None. Subclasses override the rest."""
 
     def __init__(self, base: PlainDataset) -> None:
         self.base, self.name, self.split, self.index = base, base.name, base.split, base.index

@@ -48,7 +48,7 @@ def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> Samp
                     f"{listed.name}: {twice!r} is named twice, so its index is ambiguous; name each class once"
                 )
             return _placed(index, np.array([place[name] for name in old], np.int64), listed.names)
-    # Renamed, unless a class of the source has another index among the display names, of which `place` is.
+    # Rename, unless a name of the source has another index in the list (`place`), which would be a reordering.
     if numbered and len(old) == len(listed.names) and all(place.get(name, at) == at for at, name in enumerate(old)):
         return _renamed(index, listed)
     missing = [name for name in old if name not in {*listed.keys, *listed.names}] or list(old)

@@ -72,10 +72,10 @@ def hub_lacks(repository: str) -> bool:
 
 
 def timm_lacks(name: str) -> bool:
-    """Whether a timm model is surely neither in a local cache nor available from the hub.
+    """Whether a timm model is certainly neither in a local cache nor on the hub.
 
-    Only timm knows a model's repository: any cached repository of another organisation may hold it, and so may the
-    checkpoints that torch has loaded; of timm's own organisation only those of that name.
+    Only timm knows which repository holds a model: any cached one of another organisation may, and so may torch's
+    downloaded checkpoints; of timm's own repositories, only those named like the model.
     """
     own = "models--timm--"
     cached = [folder.name for folder in Path(constants.HF_HUB_CACHE).glob("models--*")]

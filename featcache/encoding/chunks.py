@@ -132,7 +132,7 @@ class ChunkEncoder:
         self._stage: Stage[_Pass] = Stage(encoder, batch_size.now, compiled=options.compiled)
 
     def encode(self, works: Iterable[Work]) -> Iterator[MadeChunk]:
-        """Encode chunks in order; a work is taken only when its first batch is about to be read.
+        """Encode chunks in order; a `Work` is taken from `works` only when its first batch is about to be read.
 
         ContentChangedError if a part is added, and an image is no longer the one that the store was made from.
         """

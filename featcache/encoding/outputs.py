@@ -1,4 +1,4 @@
-"""What the chunks of a store and its taps and views lack, so that a resumed run makes nothing else."""
+"""What is missing from the chunks of a store, its taps and views, so that a resumed run makes only that."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Work:
 
 
 class Outputs:
-    """The writers of a store and its parts; tells what each chunk lacks, so that nothing else is made."""
+    """The writers of a store and its parts; finds what each chunk lacks, so that only that is made."""
 
     def __init__(self, store: StoreWriter, parts: Mapping[Part, StoreWriter]) -> None:
         self.store, self.parts = store, dict(parts)

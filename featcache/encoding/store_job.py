@@ -122,7 +122,7 @@ class StoreJob(ABC, Generic[S]):
 
     @abstractmethod
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
-        """Compute chunks one after another; taking a work from the iterator claims it. Call `advance` for done rows."""
+        """Compute chunks one after another; taking a `Work` claims it. Call `advance` as rows are finished."""
 
     @abstractmethod
     def contents(self, part: Part, writer: StoreWriter) -> Contents:

@@ -117,8 +117,8 @@ def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: P
         if stat(path / MANIFEST) is not None:
             if (path / MANIFEST).read_bytes() != (fresh / MANIFEST).read_bytes():
                 raise MismatchError(
-                    f"{path}: a store with this key but other labels or names exists; nothing was written. "
-                    "Unpack into another --root, or remove that store first"
+                    f"{path}: a store with this key but other labels or names exists; nothing was written; "
+                    "unpack into another --root"
                 )
             return open_store(path), True
         path.parent.mkdir(parents=True, exist_ok=True)

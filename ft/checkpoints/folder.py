@@ -107,7 +107,7 @@ def _load(file: Path) -> Any:
         return load_file(file)
     if not is_torchscript(file):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # which the error that follows says better
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error that follows is clearer
             return torch.load(file, map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch plans to drop it; OpenAI's files need it
@@ -173,7 +173,7 @@ def model_folder(name: str | Path) -> Path:
 
 
 def _last_instead(path: Path) -> str:
-    """What to name instead of a run's best model, which there is only with a validation split."""
+    """Hint for a run without a best model, which only exists with a validation split."""
     last = path.parent / LAST
     return f"; this run had no validation split, its model is {last}" if path.name == BEST and last.is_dir() else ""
 

@@ -1,4 +1,4 @@
-"""The one door to diffusers: a text-to-image pipeline that draws prompts from seeds."""
+"""A text-to-image pipeline that draws prompts from seeds; the only module that imports diffusers."""
 
 import re
 from collections.abc import Callable, Sequence

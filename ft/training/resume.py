@@ -24,6 +24,7 @@ from ft.training.step import Stepper
 
 RESUME = "resume.safetensors"
 FORMAT = "featcache-finetune-1"
+_ANEW = "name another --out (or replace this run with --overwrite)"
 PARTS = ("progression", "identity", "scaler")
 """Parts of the record of a state, besides its format."""
 
@@ -77,20 +78,19 @@ def read_resume(path: Path, identity: Json) -> tuple[Json, dict[str, torch.Tenso
             record: Json = json.loads((file.metadata() or {}).get("run", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError) as error:
-        raise TrainingError(f"{path}: cannot be read ({error}); start again with --overwrite") from error
+        raise TrainingError(f"{path}: cannot be read ({error}); {_ANEW}") from error
     if record.get("format") != FORMAT:
-        raise TrainingError(f"{path}: not a state that this version can resume; start again with --overwrite")
+        raise TrainingError(f"{path}: not a state that this version can resume; {_ANEW}")
     try:
         check_record(record, dict.fromkeys(PARTS, Json), str(path), PARTS)
     except ValueError as error:
-        raise TrainingError(f"{error}; start again with --overwrite") from error
+        raise TrainingError(f"{error}; {_ANEW}") from error
     defaults = FinetuneOptions().to_dict()  # an older run lacks the options that were added since
     known, given = defaults | record["identity"], defaults | json.loads(json.dumps(identity))
     if differing := [name for name in sorted(known.keys() | given.keys()) if known.get(name) != given.get(name)]:
         changes = ", ".join(f"{name} {known.get(name)!r} -> {given.get(name)!r}" for name in differing[:5])
         raise MismatchError(
-            f"{path.parent} holds a run that differs: {changes}; resume it with {_same(known, differing)}, name "
-            "another --out, or start again with --overwrite"
+            f"{path.parent} holds a run that differs: {changes}; resume it with {_same(known, differing)}, or {_ANEW}"
         )
     return record, tensors
 

@@ -220,7 +220,7 @@ def _background(args: argparse.Namespace, head: LogitHead, judgement: Judgement,
     known = args.names or [store.name for store in stores]
     subset = class_subset(args, head.classnames, known, head.name)
     selection, after = args.calibrate or args.select, None
-    ignored = () if args.calibrate else (FeatcacheError,)  # the split of --select may only do for choosing alpha
+    ignored = () if args.calibrate else (FeatcacheError,)  # the split of --select need not allow calibration
     with contextlib.suppress(*ignored):
         after = calibrate(head, open_images(selection, args)) if selection else None
     details = [] if head.multilabel else head_details(head, stores, names, class_subset=subset, calibrated=after)

@@ -96,7 +96,7 @@ def _chosen(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
 
     if args.on:
         keys = tuple(f"{name}:" for name in (*args.on, args.reference) if name)
-        rows = [row for row in rows if any(key.startswith(keys) for key in row)] or rows  # of none, an error says so
+        rows = [row for row in rows if any(key.startswith(keys) for key in row)] or rows  # if none: an error says so
     if not args.heads:
         return list(rows)
     kept = [row for row in rows if any(label_of(row).startswith(name) for name in args.heads)]

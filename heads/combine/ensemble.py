@@ -2,8 +2,8 @@
 
 Logits of one model add up as its weights do (`blend`); logits of several models add up on their features side by side
 (`ensemble`, for `heads.join`). Either way the result is an ordinary `LinearHead`: evaluation, interpolation, files and
-predictions need nothing new. Logits of a class that a member never saw a row of are filled in from the members that did
-(`heads.fitted.missing_classes`).
+predictions need nothing new. If a member had no training row of a class, its logits of that class are filled in from
+the other members (`heads.fitted.missing_classes`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,9 +107,9 @@ def stack(
     """The `blend` or `ensemble` with weights in closed form and a temperature, both from a selection split.
 
     The weights are ``argmin_{w >= 0} || Y - sum_m w_m L_m ||^2`` over rows, with L_m the logits (N, C) of head m and Y
-    the one-hot labels, both less their mean over classes (a softmax does not see it): non-negative least squares from M
-    x M moments, one pass over the split (stacked regression, Breiman 1996). The temperature is that of maximum
-    likelihood. Classes that no head ever saw, and rows of them, are left out.
+    the one-hot labels, both minus their mean over classes (which a softmax ignores): non-negative least squares from
+    M x M moments, in one pass over the split (stacked regression, Breiman 1996). The temperature is that of maximum
+    likelihood. Classes without a training row in any head are left out, with their rows.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def stack(
     Raises
     ------
     HeadError
-        If a head was fitted on the selection split, or no head helps to tell its classes apart.
+        If a head was fitted on the selection split, or no head gets a positive weight.
     """
     members = [as_linear(head) for head in heads]
     if is_store(selection):
@@ -147,7 +147,7 @@ def stack(
 
 
 def _moments(members: Sequence[LinearHead], stores: Sequence[FeatureSource]) -> tuple[Float, Float, tuple[Float, Ints]]:
-    """A root R (M, M) of the logits' moments with the matching right side, and a bounded share of logits and labels."""
+    """A square root R (M, M) of the logits' moments, the matching right-hand side, a sample of logits and labels."""
     m, absent = len(members), absences(members)
     known = np.asarray(~absent.all(axis=0))
     gram, cross = np.zeros((m, m)), np.zeros(m)
@@ -198,7 +198,7 @@ def _shares(weights: Sequence[float] | None, members: Sequence[LinearHead]) -> F
 
 
 def _one(members: Sequence[LinearHead], key: str) -> str | None:
-    """The encoder or text tower that members are bound to, which must be one."""
+    """The encoder or text tower that members are bound to; MismatchError if there are several."""
     found = list(dict.fromkeys(str(head.provenance[key]) for head in members if head.provenance.get(key)))
     if len(found) > 1:
         raise MismatchError(f"heads belong to {key} {' and '.join(found)}; `heads.ensemble` takes heads of many models")

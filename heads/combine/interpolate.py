@@ -191,7 +191,7 @@ def interpolate_by_folds(
     samples = samples_of(X, y, first)
     found = _group_ids(estimator, groups, samples)
     fit = partial(_fitted, estimator, first)
-    # Before the folds: it names rows that are not finite by their place among all.
+    # Before the folds, so that an error numbers rows that are not finite among all rows.
     second = fit(X, y, found if groups is None else to_numpy(groups))
     alpha, how = _choose(fit, first, samples, found, path, folds, metric)
     (head,) = interpolate(first, second, [alpha])

@@ -200,8 +200,8 @@ _TILE = 2**20
 """Logits of a tile: 4 MiB. Larger ones gain nothing; with smaller ones BLAS packs the weights too often."""
 
 _FEWEST, _MOST = 256, 2048
-"""Rows of a tile. At C = 21,843, a tile of 48 rows would cost twice the bare product, one of 256 costs 1.2 times as
-much. From 32,768 classes on there are fewer, so that no tile exceeds 32 MiB (but at least 16 rows)."""
+"""Rows of a tile. At C = 21,843, a tile of 48 rows would cost twice as much as the product alone, one of 256 costs
+1.2 times as much. From 32,768 classes on there are fewer, so that no tile exceeds 32 MiB (but at least 16 rows)."""
 
 
 def require(problem: Problem) -> None:

@@ -47,7 +47,7 @@ def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         if number < last and line.strip():
-            raise HeadError(f"{path}:{number}: not JSON ({error}); remove that line") from None
+            raise HeadError(f"{path}:{number}: not JSON ({error}); repair or remove that line") from None
         if line.strip():
             said = f"{path}:{number}: the last line is incomplete and is skipped; run the command that wrote it again"
             warnings.warn(said, FeatcacheWarning, stacklevel=3)

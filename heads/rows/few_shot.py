@@ -167,10 +167,10 @@ def few_shot(store: FeatureTable, shots: int, seed: int = 0, *, allow_fewer: boo
 
 
 def grouped(store: FeatureTable, column: str) -> FewShotStore:
-    """A store whose rows belong together where a metadata column has one value: images of a patient, frames of a video.
+    """A store whose rows belong together if a metadata column has equal values: images of a patient, frames of a video.
 
-    Heads that hold out their training rows leave out whole groups, or refuse to choose without a selection split, and
-    `heads.evaluate`, `heads.choose` and selection splits take all rows of a group as seen that has a training row.
+    Heads that hold out training rows hold out whole groups, or refuse to choose without a selection split. If one row
+    of a group is trained on, `heads.evaluate`, `heads.choose` and selection splits count the whole group as seen.
 
     Raises
     ------

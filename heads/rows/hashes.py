@@ -1,7 +1,7 @@
 """Rows that two sources share, found by 64-bit hashes of the content of rows and of their groups.
 
 Two different rows have equal hashes with a chance of 2^-64: for 1.3 million training rows and 50,000 test rows a false
-match has a chance of 4e-9. A set of hashes costs 8 bytes a row.
+match has a chance of 4e-9. A set of hashes costs 8 bytes per row.
 """
 
 import numpy as np
@@ -69,7 +69,7 @@ def group_hashes(column: str, values: Array) -> Hashes:
 
 
 def column_of(source: FeatureSource | None, groups: ArrayLike | None) -> str | None:
-    """The metadata column that groups (N',) of the valid rows were taken from; None if they are none of a source's."""
+    """The metadata column that equals groups (N',) of the valid rows; None if the source has no such column."""
     if isinstance(source, FewShotStore) and source.grouped_by is not None:
         return source.grouped_by
     if source is None or groups is None or not is_table(source):

@@ -30,11 +30,11 @@ class ResidentStore(TableDefaults):
     name, split : as they appear in results rows
     encoder_key, text_digests, encoder_name, dataset_key, labels_digest
         Identity of encoder, text towers, samples and labels. Without an encoder key, heads that were fitted on a store
-        refuse it. Without `dataset_key` and `row_hashes`, rows are known by the values of their features.
+        refuse it. Without `dataset_key` and `row_hashes`, rows are identified by their features.
     metadata : group columns (N,)
     provenance : how the features were made
     row_hashes : (N,) uint64, equal for rows of equal content
-    visual_projection : of the tap ``pre_projection``, what follows it in the model
+    visual_projection : for the tap ``pre_projection``, the projection that follows it in the model
 
     Examples
     --------

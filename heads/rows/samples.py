@@ -254,7 +254,7 @@ def finite_blocks(
 
 
 def overflow(what: str, features: Features) -> HeadError:
-    """The error for features so large that something, as `what` says, overflows."""
+    """The error for features that are too large; `what` says what overflows, such as "their squares overflow"."""
     size = f"{np.abs(features).max():.3g}"
     return HeadError(f"{what} float32: features reach {size}; scale them, for instance to rows of length 1")
 
@@ -333,8 +333,7 @@ def _checked_labels(y: ArrayLike | None) -> Array:
 def accuracy(predicted: Array, y: ArrayLike) -> float:
     """Share of equal labels (N,), in [0, 1].
 
-    HeadError for another number of labels, or for text where labels are numbers and the other way round: these are
-    never equal.
+    HeadError for another number of labels, or if one side is text and the other numbers, which are never equal.
 
     >>> accuracy(np.array([0, 1, 1]), [0.0, 1.0, 2.0]).__round__(3)
     0.667

@@ -80,7 +80,7 @@ class Scaling:
         return replace(samples, source=found)
 
     def folded(self, weights: Float, intercepts: Float) -> tuple[Float, Float]:
-        """Weights (..., C, D) and intercepts (..., C) of standardised features as those of features as they are."""
+        """Weights (..., C, D) and intercepts (..., C) for standardised features, converted to unstandardised ones."""
         plain = weights / self.deviation
         return plain, intercepts - plain @ self.mean
 
@@ -90,7 +90,7 @@ class Scaling:
 
 
 class _Scaled:
-    """A source whose blocks are standardised; all else is the source's own."""
+    """A source with standardised blocks; everything else is delegated to the original."""
 
     def __init__(self, source: FeatureSource, scaling: Scaling) -> None:
         self._source, self._scaling = source, scaling

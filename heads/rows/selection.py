@@ -50,7 +50,7 @@ def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = 
     Rows in memory are checked at once, those of a source as they are read.
 
     MismatchError if encoder, class list or width differ from those of the training rows. HeadError for NaN or infinite
-    features (naming rows), or rows that are training rows, too, known by their content.
+    features (naming rows), or rows that are also training rows, recognised by content.
     """
     if is_store(selection):
         found = as_samples(selection, tokens=tokens)

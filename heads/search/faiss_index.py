@@ -22,7 +22,7 @@ class FaissIndex:
 
     `flat` compares with every row, as `ExactIndex` does (equal similarities come in faiss's order). `ivf` (inverted
     file; Jégou et al. 2011) compares with those of the nearest cells only, and `hnsw` (Malkov and Yashunin 2020) walks
-    a graph of neighbours: faster, and not exact.
+    a graph of neighbours: faster, but approximate.
 
     If the installed faiss supports GPUs and finds some, `flat` and `ivf` are copied to all of them and share the
     queries; more than 2,048 neighbours or probes are searched on the CPU. `hnsw` stays on the CPU.

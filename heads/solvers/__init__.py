@@ -1,1 +1,1 @@
-"""Solvers: plain linear algebra on arrays and moments; the estimators are shells around them."""
+"""Solvers: plain linear algebra on arrays and moments; the estimators are built on them."""

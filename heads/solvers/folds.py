@@ -1,4 +1,4 @@
-"""Folds of rows for cross-validation: stratified by class, by whole groups, or as the user gives them.
+"""Folds of rows for cross-validation: stratified by class, by whole groups, or given by the user.
 
 Stratification needs one pass: the r-th row of a class goes to fold ``r mod K``. With k rows in every class, each fold
 then holds equally many of each, so that held-out scores do not favour classes that lost no row.

@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 class _Unlimited:
-    """The thread pools of a Python without threadpoolctl, such as that of a bare GPU machine: left as they are."""
+    """Stands in for threadpoolctl where it is not installed; limits nothing."""
 
     def info(self) -> list[dict[str, Any]]:
         return []

@@ -56,7 +56,7 @@ class Stores:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job with its stores, and the key by which its rows are known."""
+    """A job with its stores, and the key that identifies its rows."""
 
     job: Job
     stores: Stores
@@ -87,8 +87,8 @@ def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say =
     plan : SweepPlan
     open_store : store of a reference, ``open_store("digits/train@tiny")``
     results
-        File of rows. A job is known by what it depends on (setting, shots, seed, content keys of its stores), so that
-        a sweep that was killed, or has grown, runs what is missing.
+        File of rows. A job is identified by what it depends on (setting, shots, seed, content keys of its stores), so
+        that a sweep that was killed, or has grown, runs what is missing.
     say : called with one line per job
 
     Returns
@@ -212,14 +212,14 @@ def _selection(head: LogitHead, stores: Stores, plan: SweepPlan) -> Row:
 
 
 def results_row(row: Row, planned: PlannedJob) -> Row:
-    """The row of a head with what tells its job."""
+    """The row of a head, with the fields that identify its job."""
     job = planned.job
     place = {"sweep": planned.key, "data": job.splits.train or job.splits.on[0], "model": planned.model}
     return row | place | {"setting": job.setting, "shots": job.shots, "seed": job.seed}
 
 
 def _key(job: Job, stores: Json, plan: SweepPlan) -> str:
-    """What a job's row depends on."""
+    """Digest of everything that a job's row depends on."""
     record = {
         "head": job.head,
         "setting": job.setting,

@@ -75,7 +75,7 @@ def test_solvers_reach_their_optimum(tmp_path: Path) -> None:
     assert [bar["name"] for bar in record["bars"]] == ["gap"]
 
 
-def test_fits_reach_one_optimum_and_say_what_was_left_out(tmp_path: Path) -> None:
+def test_fits_reach_one_optimum_and_list_missing_peers(tmp_path: Path) -> None:
     record = record_of(tmp_path, "bench_fit_gpu")
     assert "logistic, cuML" in record["left out"]
     assert {"logistic, torch L-BFGS", "ridge, scikit-learn"} == set(record["over ours"])

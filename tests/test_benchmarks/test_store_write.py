@@ -20,7 +20,7 @@ def test_writing_and_reading_against_the_peers(tmp_path: Path) -> None:
     assert record["fsync makes writing so many times slower"] > 0
 
 
-def test_checking_against_trusting(tmp_path: Path) -> None:
+def test_the_cost_of_checks_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "record.json"
     assert bench_verify.main(["--tiny", "--out", str(out)]) == 0
     record = json.loads(out.read_text())

@@ -76,7 +76,7 @@ def test_differences_that_are_not_significant_stand_in_brackets() -> None:
     assert lines[2:] == ["| ridge | +10.0 ± 0.1 |", "| knn | [+5.0 ± 190.6] |"]  # t of one degree of freedom: 12.706
 
 
-def test_ways_of_choosing_stand_beside_zero_shot(folder: Path) -> None:
+def test_ways_of_choosing_are_compared_with_zero_shot(folder: Path) -> None:
     shots = ["--shots", "2", "--seeds", "1"]
     table_choosing.main([str(folder), "--out", str(folder / "out"), "--sets", "toys", *shots])
     rows = json.loads((folder / "out" / "choosing.json").read_text())["rows"]

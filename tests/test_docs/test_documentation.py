@@ -40,7 +40,7 @@ def test_few_blocks_are_skipped() -> None:
     assert len(skipped) <= MOST_SKIPPED, skipped
 
 
-def test_every_need_is_there_and_used() -> None:
+def test_every_need_exists_and_is_used() -> None:
     wanted = {name for block in ALL for name in block.needs}
     assert wanted <= NEEDS.keys()
     assert NEEDS.keys() <= wanted, "a need that no block has can go"

@@ -68,7 +68,7 @@ def test_grids_are_those_of_float64(impl: str, name: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_the_door_agrees_with_the_reference(impl: str, dtype: torch.dtype) -> None:
+def test_linear_nll_agrees_with_the_reference(impl: str, dtype: torch.dtype) -> None:
     tensors = drawn(20_000, 3, 1000, dtype)
     options: dict[str, Any] = {"logit_scale": 40.0, "confusion": True}
     found = linear_nll(*tensors, impl=impl, **options)
@@ -82,7 +82,7 @@ def test_the_door_agrees_with_the_reference(impl: str, dtype: torch.dtype) -> No
     assert np.abs(found.confusion - truth.confusion).sum() <= 2 * 3 * 4
 
 
-def test_a_grid_of_alphas_through_the_door(impl: str) -> None:
+def test_linear_nll_of_a_grid_of_alphas_agrees_with_the_reference(impl: str) -> None:
     tensors = drawn(20_000, 2, 1000, torch.bfloat16)
     options: dict[str, Any] = {"logit_scale": 40.0, "alphas": gpu_cases.GRID}
     found = linear_nll(*tensors, impl=impl, **options)

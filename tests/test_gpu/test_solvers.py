@@ -60,7 +60,7 @@ def test_logistic_value_and_gradient_whatever_tf32(rows: tuple[torch.Tensor, tor
     assert float((found - slope).norm() / slope.norm()) < 1e-5
 
 
-def test_a_logistic_path_ends_where_the_host_s_does(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_logistic_path_reaches_the_optima_found_on_the_host(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     from heads.solvers.logistic.path import PathSolver
     from heads.solvers.logistic.rows import DeviceRows, Rows
 

@@ -77,7 +77,7 @@ def test_after_the_recipe_each_x224_set_is_judged_by_one_command(
         assert row[f"{name}_x224:nll"] == pytest.approx(nll, rel=2e-3)
 
 
-def test_a_set_that_is_not_declared_so_is_cropped_and_kept_apart(
+def test_arrays_not_marked_as_cropped_are_cropped_and_stored_separately(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     x224(tmp_path, "ImageNet", 1, 10)

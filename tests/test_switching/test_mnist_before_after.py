@@ -84,7 +84,7 @@ def test_the_table_of_before_and_after(project: Path, style: str, capsys: pytest
     assert cells == [f"{100 * row[f'MNIST_test_{style}:top1']:.1f}" for row in (before, after)]
 
 
-def test_the_training_captions_are_the_bare_labels(project: Path) -> None:
+def test_the_training_captions_are_the_labels_alone(project: Path) -> None:
     """The loss of the first update: ten images of two digits, five of each, with the labels as captions."""
     command = ["finetune", "list:MNIST_train_0.txt", "--split", "all", "--model", "model", "--recipe", "mnist_list"]
     assert main([*command, "--out", "run", "--epochs", "1", "--log-every", "1", "--workers", "1", "--quiet"]) == 0

@@ -45,7 +45,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str
     return found if isinstance(found, list) else [found]
 
 
-def test_their_lists_are_read_where_they_lie(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_their_lists_are_read_in_place(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (store,) = run(capsys, "encode", "list:data/MNIST_test_0.txt", "--split", "test")
     assert (store["name"], store["rows"]) == ("MNIST_test_0", 50)
     found = open_image_store(store["store"])
@@ -74,7 +74,7 @@ def test_digits_and_words_live_in_one_root_and_encode_once(
         assert main(["verify", f"{name}/train", "--against", spec]) == 0
 
 
-def test_edited_labels_of_one_list_are_refused_and_taken_over_there_alone(
+def test_edited_labels_of_one_list_are_refused_or_updated_for_that_list_only(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     specs = [f"list:data/MNIST_train_{kind}.txt" for kind in ("0", "zero")]

@@ -140,7 +140,7 @@ def test_rows_are_matched_to_published_methods(ours, method):
     assert method_of(ours) == method
 
 
-def test_interpolations_meet_their_own_alpha_and_few_shot_rows_their_shots():
+def test_rows_are_compared_at_equal_alpha_and_equal_shots():
     rows = [row("wise", "ViT-B/16", imagenet_top1=0.82) | {"alpha": 0.5}]
     (only,) = compare_published(rows)
     assert (only.figure.value, only.figure.name) == (0.817, "WiSE-FT, end to end")
@@ -148,7 +148,7 @@ def test_interpolations_meet_their_own_alpha_and_few_shot_rows_their_shots():
     assert few.figure.value == 0.7302
 
 
-def test_the_model_can_be_named_where_the_rows_do_not_tell():
+def test_the_model_can_be_named_if_the_rows_do_not_name_it():
     rows = [row("finetuned", "best", imagenet_top1=0.83)]
     assert compare_published(rows) == []
     assert "model: best" in comparison_text([], rows)
@@ -162,7 +162,7 @@ def test_other_weights_are_not_openai_s():
     assert compare_published([row(encoder="ViT-B-16/laion2b_s34b_b88k", imagenet_top1=0.7)]) == []
 
 
-def test_a_file_of_one_s_own_figures(tmp_path):
+def test_a_file_of_your_own_figures(tmp_path):
     table = {"title": "t", "source": "me", "model": "tiny", "method": "zero_shot", "preprocessing": "p"}
     text = 'system = "mine"\n[[table]]\nprotocol = "x"\ntolerance = { top1 = 1.0 }\ndatasets = ["digits", "b"]\n'
     text += "".join(f'{key} = "{value}"\n' for key, value in table.items())

@@ -104,7 +104,7 @@ def test_fmow_templates_say_a_and_an() -> None:
     ]
 
 
-def test_macro_f1_counts_what_other_classes_are_taken_for() -> None:
+def test_macro_f1_counts_false_positives() -> None:
     from heads.evaluation.metrics import macro_f1
 
     rng = np.random.default_rng(0)

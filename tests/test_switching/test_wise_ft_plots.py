@@ -85,7 +85,7 @@ def _linear(pixels, values):
     return np.ptp(pixels) > 0 and abs(np.corrcoef(pixels, values)[0, 1]) > 1 - 1e-9
 
 
-def test_rows_of_epochs_are_no_heads_but_a_chart(results, tmp_path, capsys):
+def test_rows_of_epochs_become_a_chart_not_heads(results, tmp_path, capsys):
     assert main(["report", str(results), "-o", str(tmp_path / "plots"), "--format", "csv"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + 5

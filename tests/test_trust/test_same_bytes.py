@@ -41,7 +41,7 @@ def test_files_do_not_depend_on_the_order_of_a_hash_table(tmp_path: Path, what: 
     assert paths[0].read_bytes()[8:].startswith(b'{"__metadata__":{"' + min(names).encode())
 
 
-def test_metadata_of_a_sealed_file_stays(tmp_path: Path) -> None:
+def test_sealing_a_file_keeps_its_metadata(tmp_path: Path) -> None:
     path = write_state({"w": torch.arange(3.0)}, tmp_path / "a.safetensors", METADATA)
     with safe_open(os.fspath(path), framework="pt") as file:
         found = file.metadata()

@@ -45,7 +45,7 @@ class GDA(FewShotClassifier, LinearClassifier):
     coef_ : (C, D) float64, of the sum before the temperature
     intercept_ : (C,) float64
     alpha_ : float
-        Infinite if the zero-shot logits only do harm. With one row in every class none can be held out; the
+        Infinite if the zero-shot logits only hurt. With one row in every class none can be held out; the
         discriminant's logits are then scaled to a standard deviation of one over classes.
     temperature_ : float
 

@@ -141,7 +141,7 @@ class Choice:
         return path, scores
 
     def _advance(self, rows: int) -> None:
-        """Tell of rows that a fit has read, at most as many as were announced."""
+        """Report rows that a fit has read, at most as many as were announced."""
         rows = min(rows, self._left)
         self._left -= rows
         self.progress.advance(rows)

@@ -1,1 +1,1 @@
-"""Heads that adapt to the rows they are asked about, and answer for these rows alone."""
+"""Transductive heads: they adapt to the rows to predict, and predict only those."""

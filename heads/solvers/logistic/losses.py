@@ -1,4 +1,4 @@
-"""Losses of a row's logits. They know neither features nor weights: a new loss is a new class here."""
+"""Losses of a row's logits. They depend on neither features nor weights; a new loss is a new class in this file."""
 
 from typing import Protocol
 

@@ -98,7 +98,7 @@ class PathSolver:
         return (self.fit(float(C), tol) for C in Cs)
 
     def begin_near(self, optima: dict[float, Tensor]) -> None:
-        """Start each C from the optimum on a subset of the rows, shifted as the last C's moved from subset to all rows.
+        """Start each C from its optimum on a subset of the rows, plus the previous C's shift from subset to all rows.
 
         Counted with one fold of 60,000 x 128, ten classes, 13 values of C: 31 products instead of 58.
         """

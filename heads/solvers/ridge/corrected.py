@@ -44,17 +44,17 @@ _MISMATCH = 2e-3
 Its square is the largest product of the covariance, relative to E, with the relative error of the sum of residuals."""
 
 _NEIGHBOURS = 4
-"""Near pairs are looked for this many places apart: eigenvalues are sorted, so that further ones are less near."""
+"""Near pairs are sought up to this many places apart in the sorted eigenvalues."""
 
 _GAP = 1e-4
-"""Smallest relative distance of the other pairs, whose rounding it blows up: by 2⁻⁹ / `_GAP` = 20."""
+"""Smallest relative distance of the other pairs. Their rounding is amplified by 1 / `_GAP`, to 2⁻⁹ / `_GAP` = 20."""
 
 _ROUNDING = 2.0**-18 / 3
 """Mean square of bfloat16's relative rounding."""
 
 
 def pays(spectrum: Spectrum, alphas: Float) -> bool:
-    """Whether bfloat16 is fast here, leverages are small, and weak directions will not drown in the strong ones.
+    """Whether bfloat16 is fast here, leverages are small, and rounding of strong directions does not swamp weak ones.
 
     Rounding V by a relative 2⁻⁹ mixes some of every direction into z_d: about `_ROUNDING` times the mean eigenvalue.
     """
@@ -82,7 +82,7 @@ class Coarse:
 
     @classmethod
     def of(cls, spectrum: Spectrum, alphas: Float) -> Coarse | None:
-        """For a spectrum without a base; None where too many eigenvalues are nearly the same."""
+        """For a spectrum without a base; None if too many eigenvalues are nearly equal."""
 
         def rounded(array: Float) -> Tensor:
             return as_tensor(np.ascontiguousarray(array, dtype=np.float32)).bfloat16()

@@ -33,7 +33,7 @@ from heads.solvers.primitives import Column, as_tensor, class_sums, gram, intege
 
 Float = NDArray[np.float64]
 Sums = tuple[Tensor, Tensor, Tensor]
-"""xtx, cross and sum_y of some rows, where the rows lie."""
+"""xtx, cross and sum_y of some rows, on the device of the rows."""
 
 FOLD_PIECE_ROWS = 16 * PIECE_ROWS
 """Rows per piece on a CPU with several folds: adding up a Gram matrix of each costs little beside so many rows."""

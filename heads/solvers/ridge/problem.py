@@ -1,4 +1,4 @@
-"""One ridge problem: rows with weights, groups, folds and a prior beside them, solved in the primal or dual form."""
+"""One ridge problem: rows with weights, groups, folds and a prior, solved in the primal or dual form."""
 
 from __future__ import annotations
 

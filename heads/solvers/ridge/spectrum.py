@@ -181,8 +181,8 @@ def decompose(moments: Moments, *, fit_intercept: bool = True) -> Spectrum:
 def symmetric_eigh(matrix: Float) -> tuple[Float, Float]:
     """``numpy.linalg.eigh`` of a symmetric matrix (D, D), on one thread up to D = 1024.
 
-    LAPACK's threads meet at thousands of barriers: beside one busy process, two take ten times as long as one (torch,
-    D = 512: 199 ms, 22 ms). torch's LAPACK on one thread takes 0.8 times as long as numpy's.
+    LAPACK's threads synchronise thousands of times: next to a busy process, two threads take ten times as long as one
+    (torch, D = 512: 199 ms, 22 ms). torch's LAPACK on one thread takes 0.8 times as long as numpy's.
     """
     if len(matrix) > 1024:
         with all_blas_threads():

@@ -116,7 +116,7 @@ def test_group_columns_reach_the_results(animals: Path, capsys: pytest.CaptureFi
     assert "Africa" in json.dumps(rows)
 
 
-def test_edited_metadata_is_noticed_and_taken_over_without_encoding(
+def test_edited_metadata_is_noticed_and_updated_without_encoding(
     animals: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = f"table:{animals}/wild.csv"

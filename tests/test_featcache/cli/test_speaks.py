@@ -89,7 +89,9 @@ def test_encode_shows_the_rows_of_each_class(tmp_path: Path, capsys: pytest.Capt
     assert class_counts(labels, names).endswith("of 1 to 20 rows; the smallest: c0 1, c1 2, c2 3")
 
 
-def test_a_name_in_python_is_as_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_mean_the_same_in_python_and_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = featcache.encode("digits", "val", root=tmp_path, name="mine", progress=True)
     assert store.reference == "mine/val@tiny"
     assert "297/297 rows" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_overshoot_of_bicubic_resizing_is_kept(tmp_path):
         (np.zeros((2, 4, 5, 3), bool), "expected uint8 or float"),
     ],
 )
-def test_images_that_are_refused(tmp_path, images, message):
+def test_unsupported_images_are_refused(tmp_path, images, message):
     with pytest.raises(DatasetError, match=rf"test_images\.npy: .*{message}"):
         open_dataset(save(tmp_path, images), "test")
 
@@ -115,12 +115,12 @@ def test_black_images_are_allowed(tmp_path):
         (np.array([0, 10**12]), "largest label 1,000,000,000,000"),
     ],
 )
-def test_labels_that_are_refused(tmp_path, labels, message):
+def test_invalid_labels_are_refused(tmp_path, labels, message):
     with pytest.raises(DatasetError, match=message):
         open_dataset(save(tmp_path, floats(2, 4, 5, 3), labels), "test")
 
 
-def test_label_beyond_the_class_file(tmp_path):
+def test_a_label_beyond_the_class_file_is_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("only\n")
     with pytest.raises(DatasetError, match="is 1 at sample 'test/0000001'; expected 0 to 0"):
         open_dataset(save(tmp_path, floats(2, 4, 5, 3)), "test")
@@ -135,7 +135,7 @@ def test_row_that_is_not_finite_is_named(tmp_path):
         data.decode(data.read(1), 1)
 
 
-def test_missing_and_broken_files(tmp_path):
+def test_missing_and_damaged_files_are_refused(tmp_path):
     spec = save(tmp_path, floats(2, 4, 5, 3))
     with pytest.raises(DatasetError, match=r"val_images\.npy: no such file; .*test_images\.npy, test_labels\.npy"):
         open_dataset(spec, "val")

@@ -85,7 +85,7 @@ def test_lengths_must_agree():
         index(["a"], [1, 2])
 
 
-def test_id_that_is_not_unicode():
+def test_an_id_that_is_not_unicode_is_refused():
     with pytest.raises(DatasetError, match="rename"):
         dataset_key(index(["caf\udce9.jpg"]))
 
@@ -99,7 +99,7 @@ def test_unknown_source_lists_the_known_ones():
     ("name", "meant"),
     [("wild.csv", "table"), ("wild.PARQUET", "table"), ("files.txt", "list"), ("a-0.tar", "webdataset")],
 )
-def test_a_bare_path_suggests_a_source(tmp_path, name, meant):
+def test_a_path_without_a_source_suggests_one(tmp_path, name, meant):
     with pytest.raises(DatasetError, match=rf"is a folder, .*did you mean imagefolder:{tmp_path}\?"):
         open_dataset(str(tmp_path), "train")
     (tmp_path / name).touch()
@@ -108,14 +108,14 @@ def test_a_bare_path_suggests_a_source(tmp_path, name, meant):
 
 
 @pytest.mark.parametrize("spec", ["x" * 5000, "a\0b", "nowhere/at/all"])
-def test_neither_a_source_nor_a_path(spec):
+def test_text_that_is_neither_a_source_nor_a_path_is_refused(spec):
     with pytest.raises(DatasetError, match="unknown source"):
         open_dataset(spec, "train")
 
 
 @pytest.mark.parametrize("source", ["imagefolder", "list", "arrays"])
 @pytest.mark.parametrize("colon", ["", ":"])
-def test_source_without_its_path(source, colon):
+def test_a_source_without_a_path_is_refused(source, colon):
     with pytest.raises(DatasetError, match="path"):
         open_dataset(source + colon, "test")
 
@@ -147,7 +147,7 @@ def test_a_source_can_be_a_callable(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["two words", "a:b", "a/b", "tab\t"])
-def test_names_that_would_break_results_rows(name):
+def test_names_that_would_break_results_rows_are_refused(name):
     with pytest.raises(DatasetError, match="short name"):
         open_dataset("digits", "test", name=name)
 

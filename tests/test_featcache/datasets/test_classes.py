@@ -138,7 +138,7 @@ def test_labels_follow_names_and_numbers_are_renamed(
         (("cat", "dog", "cat"), False, "'cat' is named twice"),
     ],
 )
-def test_lists_that_do_not_fit(names: tuple[str, ...], numbered: bool, message: str) -> None:
+def test_lists_that_do_not_match_the_labels_are_refused(names: tuple[str, ...], numbered: bool, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         relabelled(index([0, 1], ("cat", "dog")), listed(*names), numbered=numbered)
 
@@ -203,7 +203,7 @@ def test_coop_honours_a_class_file(tmp_path: Path) -> None:
         ("iwildcam", 182, {0: "empty", 181: "central american red brocket"}),
     ],
 )
-def test_lists_by_name(name: str, size: int, some: dict[int, str]) -> None:
+def test_class_lists_are_loaded_by_name(name: str, size: int, some: dict[int, str]) -> None:
     found = load_class_list(name)
     assert (len(found.keys), len(found.names)) == (size, size)
     assert {number: found.names[number] for number in some} == some

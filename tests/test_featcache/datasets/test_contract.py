@@ -42,7 +42,7 @@ def test_opening_twice_gives_the_same_key(spec: str) -> None:
     assert [data.name for data in open_datasets(spec, "all")] == [open_dataset(spec, "all").name]
 
 
-def test_the_key_does_not_depend_on_where_the_data_lie(
+def test_the_key_does_not_depend_on_the_location_of_the_data(
     request: pytest.FixtureRequest, spec: str, tmp_path: Path
 ) -> None:
     here = open_dataset(spec, "all").index

@@ -92,7 +92,7 @@ def test_labels_and_names_go_together() -> None:
         class_list({"train": [("a", 0, "cat"), ("b", 2, "dog")]}, "x.json")
 
 
-def test_no_such_split_or_file(file: Path, tmp_path: Path) -> None:
+def test_missing_splits_and_files_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="it has train, val, test"):
         open_dataset(f"coop:{file}", "dev")
     (tmp_path / "x.json").write_text("{")

@@ -59,7 +59,7 @@ def test_published_lists_are_splits(tmp_path):
         ("sketch/dog/a.png 1\n", "none of its 1 images exist"),
     ],
 )
-def test_damaged_lists(tmp_path, lines, message):
+def test_damaged_lists_are_refused(tmp_path, lines, message):
     (pacs(tmp_path) / "kfold" / "sketch_test.txt").write_text(lines)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"collection:pacs:{tmp_path},domain=sketch", "test")

@@ -105,7 +105,7 @@ def test_a_share_keeps_all_its_digits(share):
 
 
 @pytest.mark.parametrize("options", ["holdout=1.5", "holdout=x", "holdout_seed=1", "holdout=0.2,holdout_seed=x"])
-def test_wrong_holdout_options(flat, options):
+def test_wrong_holdout_options_are_refused(flat, options):
     with pytest.raises(DatasetError, match="holdout"):
         open_dataset(f"{flat},{options}", "train")
 

@@ -83,7 +83,7 @@ def test_other_and_hidden_files_are_skipped(tree):
 
 
 @pytest.mark.parametrize("alias", ["validation", "val_in_folder"])
-def test_val_has_other_names(tree, alias):
+def test_val_may_have_other_names(tree, alias):
     (tree / "val").rename(tree / alias)
     data = open_dataset(f"imagefolder:{tree}", "val")
     assert data.split == "val"
@@ -134,7 +134,7 @@ def test_class_files_that_do_not_match_the_folders_are_refused(tree, text, messa
         open_dataset(f"imagefolder:{tree}", "train")
 
 
-def test_class_file_that_is_not_text(tree):
+def test_a_class_file_that_is_not_text_is_refused(tree):
     (tree / "classes.txt").write_bytes(b"cat\n\xff\xfe\n")
     with pytest.raises(DatasetError, match="byte 4 is not UTF-8"):
         open_dataset(f"imagefolder:{tree}", "train")

@@ -152,7 +152,7 @@ def test_objectnet(objectnet):
         ("imagenet_to_label_2012_v2", None, "no such file; check the path"),
     ],
 )
-def test_damaged_objectnet(objectnet, file, content, message):
+def test_damaged_objectnet_files_are_refused(objectnet, file, content, message):
     (objectnet / "mappings" / file).unlink()
     if content is not None:
         (objectnet / "mappings" / file).write_text(content)

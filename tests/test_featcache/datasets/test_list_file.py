@@ -73,7 +73,7 @@ def test_labels_that_are_not_class_indices(folder, label):
         open_dataset(write(folder, f"a.png {label}"), "test", labels="int")
 
 
-def test_unknown_kind_of_labels(folder):
+def test_an_unknown_kind_of_labels_is_refused(folder):
     with pytest.raises(DatasetError, match="'names' or 'int'"):
         open_dataset(write(folder, "a.png cat"), "test", labels="float")
 

@@ -177,7 +177,7 @@ def test_invalid_json_lines_are_refused(folder, text, message):
         open_dataset(f"table:{folder}/t.jsonl", "train")
 
 
-def test_bad_files_and_options(folder):
+def test_bad_files_and_options_are_refused(folder):
     (folder / "t.parquet").write_bytes(b"PAR1 no")
     (folder / "t.csv").write_bytes(b"file,label\n\xff,x\n")
     for spec, message in [

@@ -48,13 +48,13 @@ def test_frames_labels_and_sets(folder: Path) -> None:
         ("misc/rev_wnid_map.json", '{"x": ["n0"], "y": []}', "do not match"),
     ],
 )
-def test_malformed_files(folder: Path, file: str, content: str, message: str) -> None:
+def test_malformed_files_are_refused(folder: Path, file: str, content: str, message: str) -> None:
     (folder / file).write_text(content)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"vid-robust:{folder}", "test")
 
 
-def test_missing_files(folder: Path, tmp_path: Path) -> None:
+def test_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no split 'val'"):
         open_dataset(f"vid-robust:{folder}", "val")
     with pytest.raises(DatasetError, match=r"no metadata/pmsets\.json in it"):

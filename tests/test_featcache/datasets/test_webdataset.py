@@ -204,7 +204,7 @@ def test_shards_are_read_over_http(benchmark, served):
         open_dataset(f"webdataset:{served}/0.tar?token=x.tar", "train")
 
 
-def test_a_server_without_ranges_and_one_that_is_not_there(benchmark):
+def test_servers_without_ranges_or_out_of_reach_are_reported(benchmark):
     pytest.importorskip("obstore")
     handler = partial(SimpleHTTPRequestHandler, directory=str(benchmark))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -96,13 +96,13 @@ def test_classes_without_a_counterpart_map_to_none(folder: Path) -> None:
         ("pmk_labels.json", "[", "cannot be read as JSON"),
     ],
 )
-def test_malformed_files(folder: Path, file: str, content: str, message: str) -> None:
+def test_malformed_files_are_refused(folder: Path, file: str, content: str, message: str) -> None:
     (folder / "ytbb-robust/metadata" / file).write_text(content)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"ytbb-robust:{folder}", "test")
 
 
-def test_missing_files(folder: Path) -> None:
+def test_missing_files_are_refused(folder: Path) -> None:
     with pytest.raises(DatasetError, match="no split 'val'"):
         open_dataset(f"ytbb-robust:{folder}", "val")
     with pytest.raises(DatasetError, match="no ytbb_videos in it"):

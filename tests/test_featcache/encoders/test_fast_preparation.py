@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named_as_usual(folder: Path) -> None:
     assert np.asarray(dataset.decode(content, good)).shape == (100, 150, 3)  # for a model of 32 pixels
 
 
-def test_without_the_library_one_line_says_what_to_install(
+def test_without_the_library_one_line_names_the_package_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = importlib.util.find_spec

@@ -100,6 +100,6 @@ def test_importable_functions_are_identified_by_source():
         ("tiny", {"transform": PLAIN}, "transform: for a torch module"),
     ],
 )
-def test_modules_that_are_not_encoders(module, options, said, tmp_path):
+def test_modules_that_are_not_encoders_are_refused(module, options, said, tmp_path):
     with pytest.raises(EncoderError, match=said):
         encode(NumpyDataset(), model=module, root=tmp_path, **options)

@@ -249,7 +249,7 @@ def test_a_damaged_manifest_is_refused_and_rebuilt(tmp_path: Path) -> None:
     assert encoder.images == 40
 
 
-def test_an_unfinished_store_says_how_far_it_is(tmp_path: Path) -> None:
+def test_an_unfinished_store_reports_its_progress(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError):
         encode(tmp_path, NumpyDataset(broken=[30]))
     unfinished = next(tmp_path.glob("images/*/*"))
@@ -257,7 +257,7 @@ def test_an_unfinished_store_says_how_far_it_is(tmp_path: Path) -> None:
         open_store(unfinished)
 
 
-def test_no_store_and_no_such_folder(tmp_path: Path) -> None:
+def test_missing_stores_and_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError, match="no store there"):
         open_store(tmp_path / "nowhere")
     with pytest.raises(StoreNotFoundError, match="holds no featcache store"):

@@ -20,7 +20,7 @@ def test_rows_are_normalised_at_every_scale(scale: float) -> None:
     np.testing.assert_allclose(norm, lengths, rtol=1e-6, atol=1.5e-45)
 
 
-def test_ordinary_rows_keep_their_bytes_and_zeros_and_nan_stay() -> None:
+def test_ordinary_rows_keep_their_bytes_and_zeros_and_nan_are_unchanged() -> None:
     rows = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float32)
     rows[3], rows[7] = 0, np.nan
     unit, norm = normalise(rows)

@@ -91,7 +91,7 @@ def test_views_are_the_augmented_pictures_from_one_decode(tmp_path: Path, name: 
     assert verify(store.path, deep=True).ok
 
 
-def test_views_do_not_depend_on_workers_or_on_when_they_join(tmp_path: Path) -> None:
+def test_views_do_not_depend_on_workers_or_on_when_they_are_added(tmp_path: Path) -> None:
     one = run(tmp_path / "one", Decoding(), Sized(), views=3, workers=1).store
     many = run(tmp_path / "many", Decoding(), Sized(), views=1, workers=4, ahead=2).store
     before = {file: file.stat().st_mtime_ns for file in Path(many.path).rglob("*") if file.is_file()}

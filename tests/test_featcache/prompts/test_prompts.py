@@ -119,7 +119,7 @@ def test_prompt_file(tmp_path):
     assert prompts_of({"a_b": ["1"], "a b": ["2"]}, ["a b", "a_b"]) == [["2"], ["1"]]
 
 
-def test_prompts_that_are_missing_or_ambiguous():
+def test_missing_or_ambiguous_prompts_are_refused():
     with pytest.raises(PromptError, match=r"no sentences for 2 of 3 classes: 'b', 'c'; the prompt file has 1"):
         prompts_of({"a": ["x"]}, ["a", "b", "c"])
     with pytest.raises(PromptError, match="keep one"):
@@ -148,7 +148,7 @@ def test_prompt_file_errors(tmp_path, text, message):
         load_prompt_file(tmp_path / "p.json")
 
 
-def test_prompt_file_that_is_missing_or_not_text(tmp_path):
+def test_a_prompt_file_that_is_missing_or_not_text_is_refused(tmp_path):
     with pytest.raises(PromptError, match=r"p\.json"):
         load_prompt_file(tmp_path / "p.json")
     (tmp_path / "p.json").write_bytes(b"\xff\xfe{}")

@@ -63,7 +63,7 @@ def test_equal_weights_are_found_under_every_name(root: Path, capsys: pytest.Cap
     assert "= @best" in said
 
 
-def test_of_several_stores_of_one_model_the_newest_is_found_and_the_others_are_named(root: Path) -> None:
+def test_the_newest_of_several_stores_of_one_model_is_found_and_the_others_are_named(root: Path) -> None:
     first = find_store("fake/train", root)
     grown = encode_dataset(NumpyDataset(50), NumpyEncoder(0), root=root).store
     provenance = first.provenance | {"written": "2020-01-01T00:00:00Z"}

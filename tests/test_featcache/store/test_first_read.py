@@ -47,7 +47,7 @@ READS: dict[str, tuple[str, Callable[[ImageStore], object]]] = {
 
 @pytest.mark.parametrize("reader", ["mapped", "zarr"])
 @pytest.mark.parametrize("door", READS)
-def test_a_flipped_bit_is_found_by_whoever_reads_it(tmp_path: Path, door: str, reader: str) -> None:
+def test_every_reader_finds_a_flipped_bit(tmp_path: Path, door: str, reader: str) -> None:
     path = encoded(tmp_path, TAP)
     name, read = READS[door]
     read(images(path, reader=reader))
@@ -103,7 +103,7 @@ def test_maps_of_single_files_are_checked_like_one_whole_map(tmp_path: Path) -> 
         reader.read(30, 33)
 
 
-def test_a_changed_zarr_json_is_no_array_of_the_store(tmp_path: Path) -> None:
+def test_a_changed_zarr_json_is_not_accepted_as_an_array(tmp_path: Path) -> None:
     path = encoded(tmp_path)
     metadata = path / "labels" / "zarr.json"
     metadata.write_text(metadata.read_text().replace("40", "32", 1))

@@ -138,7 +138,7 @@ def test_changed_images_are_noticed(tmp_path: Path) -> None:
     assert verify(store.path, deep=True).ok
 
 
-def test_a_joining_tap_must_be_of_the_same_images(tmp_path: Path) -> None:
+def test_an_added_tap_must_be_of_the_same_images(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), TappedEncoder()
     store = run(tmp_path, dataset, encoder).store
     dataset.pixels[20] += 1  # size and time stay the same: only reading the image tells
@@ -174,7 +174,7 @@ def test_only_a_damaged_tap_is_encoded_again(tmp_path: Path, name: str, how: str
     assert contents(store.path) == whole
 
 
-def test_two_writers_share_a_tap_that_joins(tmp_path: Path) -> None:
+def test_two_writers_share_the_work_of_an_added_tap(tmp_path: Path) -> None:
     dataset = NumpyDataset(broken=[11])
     whole = contents(run(tmp_path / "whole", dataset, TappedEncoder(), TAP, max_bad=1).store.path)
     run(tmp_path / "two", dataset, TappedEncoder(), max_bad=1)
@@ -318,7 +318,7 @@ class WithProjection(TappedEncoder):
         return {"projected": found["projected"], "pre_projection": found[TAP]}
 
 
-def test_the_projection_is_stored_with_its_tap_and_joins_old_ones_without_encoding(tmp_path: Path) -> None:
+def test_the_projection_is_stored_with_its_tap_and_added_to_old_ones_without_encoding(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), WithProjection()
     old = TappedEncoder.visual_projection
     encoder.__class__ = type("Earlier", (WithProjection,), {"visual_projection": old})

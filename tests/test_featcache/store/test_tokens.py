@@ -139,7 +139,7 @@ def test_pooling_without_tokens_or_by_an_unknown_method_is_refused(tmp_path: Pat
         run(tmp_path, NumpyDataset(), TokenEncoder(), "layer:0")
 
 
-def test_tokens_added_later_join_and_are_copied_from_other_stores(tmp_path: Path) -> None:
+def test_tokens_are_added_later_and_copied_from_other_stores(tmp_path: Path) -> None:
     encoder = TokenEncoder()
     at_once = run(tmp_path / "once", Pictures(), encoder, "patch").store
     run(tmp_path / "later", Pictures(), encoder)

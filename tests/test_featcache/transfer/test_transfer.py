@@ -274,7 +274,7 @@ def test_changed_labels_are_replaced_only_on_request(tmp_path: Path) -> None:
     assert verify(relabelled.path, deep=True).ok
 
 
-def test_stored_values_stay_unless_an_import_gives_them(tmp_path: Path) -> None:
+def test_stored_values_are_kept_unless_an_import_gives_them(tmp_path: Path) -> None:
     bring(tmp_path, text_digest="t", logit_scale=100.0)
     store = bring(tmp_path, (LABELS + 1) % 3, update_labels=True)
     assert (store.text_digest, store.logit_scale) == ("t", 100.0)

@@ -60,7 +60,7 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     check(run(tmp_path, capsys, 20), tmp_path)
 
 
-def test_the_commands_that_it_prints_say_what_it_did() -> None:
+def test_the_printed_commands_reproduce_the_demo() -> None:
     """Each flag of the printed finetune command is an option of the demo with that value."""
     line = demo.COMMANDS.split("featcache finetune")[1].split("featcache encode")[0].replace("\\\n", " ")
     shown = {word.removeprefix("--").replace("-", "_") for word in line.split() if word.startswith("--")}

@@ -292,7 +292,7 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.glob("made/*/*"))
 
 
-def test_a_hub_that_cannot_be_reached_is_said_before_diffusers_is_loaded(
+def test_an_unreachable_hub_is_reported_before_diffusers_is_loaded(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

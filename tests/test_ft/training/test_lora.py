@@ -92,7 +92,7 @@ def test_only_factors_and_what_train_names_are_trained(model: str) -> None:
     assert {name.rpartition(".")[2] for name in both.stepper.parameters} == {"lora_A", "lora_B", "logit_scale"}
 
 
-def test_a_killed_run_goes_on_bit_for_bit(model: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(model: str, tmp_path: Path) -> None:
     chosen = options(steps=4, save_every=2, average="ema", ema_decay=0.5, **LORA)
     whole = finetune(Pictures(), model, out=tmp_path / "whole", options=chosen, device="cpu")
     update, calls = Stepper.update, iter(range(3))

@@ -193,14 +193,14 @@ def test_a_finished_run_is_not_run_again(killed: Path, model: str) -> None:
 
 
 def test_another_run_is_not_resumed(killed: Path, model: str) -> None:
-    with pytest.raises(MismatchError, match=r"differs: lr 0.001 -> 0.5; resume it with --lr 0.001, name another"):
+    with pytest.raises(MismatchError, match=r"differs: lr 0.001 -> 0.5; resume it with --lr 0.001, or name another"):
         run(model, killed / "straight" / "contrastive", killed / "root kill", "contrastive", lr=0.5)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ({}, {"drop_last": False}, "drop_last True -> False; resume it with --drop-last, name another"),
+        ({}, {"drop_last": False}, "drop_last True -> False; resume it with --drop-last, or name another"),
         ({"head_bias": False}, {}, "head_bias False -> True; resume it with --no-head-bias, "),
         ({"clip": 1.0}, {"clip": None, "train": ["head"]}, "resume it with --clip 1.0, --train image head, "),
         ({"clip": None}, {"clip": 1.0}, "resume it with no --clip, "),
@@ -234,7 +234,7 @@ def test_a_state_that_lacks_a_part_is_refused(tmp_path: Path, part: str) -> None
     record: dict[str, Any] = {"format": FORMAT} | {name: {} for name in PARTS if name != part}
     path = tmp_path / "resume.safetensors"
     write_state({"model/weight": torch.zeros(1)}, path, {"run": json.dumps(record)})
-    with pytest.raises(TrainingError, match=rf"resume.safetensors: lacks '{part}'; start again with --overwrite$"):
+    with pytest.raises(TrainingError, match=rf"resume.safetensors: lacks '{part}'; name another --out"):
         read_resume(path, {})
 
 

@@ -59,7 +59,7 @@ def test_every_head_fits_and_is_judged_from_the_command_line(cli: Any, head: str
 
 
 @pytest.mark.parametrize("head", TRANSDUCTIVE)
-def test_a_transductive_head_predicts_only_its_own_rows(cli: Any, head: str) -> None:
+def test_a_transductive_head_predicts_only_the_rows_it_was_fitted_on(cli: Any, head: str) -> None:
     assert cli("fit", head, "digits/test@tiny", "texts/digits@tiny", "-o", "h.safetensors")[0] == 0
     code, rows, error = cli("evaluate", "h.safetensors", "--on", "digits/test")
     assert code == 0, error
@@ -193,7 +193,9 @@ def test_a_paper_that_chooses_on_test_is_named_by_stderr_and_by_every_row(cli: A
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
 
 
-def test_the_table_of_a_paper_s_sweep_says_where_it_was_picked(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_a_papers_sweep_names_the_split_it_was_picked_on(
+    cli: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["sweep", "ridge", "--data", "digits", "--shots", "1", "--reproduce-paper", "regft", "--quiet"]) == 0
     assert f"picked by top1 on the first reported split ({PAPERS['regft']})" in capsys.readouterr().out
 

@@ -39,7 +39,7 @@ def test_a_joint_store_holds_the_members_side_by_side(images: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["dataset_key", "labels_digest", "classnames"])
-def test_stores_of_other_samples_do_not_join(images: Any, key: str) -> None:
+def test_stores_of_other_samples_are_not_joined(images: Any, key: str) -> None:
     first, second = two_models(images)
     setattr(second, key, ("ant", "bee", "cow", "elk", "dog") if key == "classnames" else "other")
     with pytest.raises(MismatchError, match=r"different (samples|labels|class names); "):
@@ -48,7 +48,7 @@ def test_stores_of_other_samples_do_not_join(images: Any, key: str) -> None:
         heads.join([first])
 
 
-def test_images_that_were_edited_between_two_models_do_not_join(images: Any) -> None:
+def test_images_that_were_edited_between_two_models_are_not_joined(images: Any) -> None:
     first, second = two_models(images)
     first.row_hashes = np.arange(200, dtype=np.uint64)
     second.row_hashes = first.row_hashes.copy()

@@ -74,7 +74,7 @@ def test_the_split_is_recorded_and_not_reported(head: Any, val: Any) -> None:
         heads.evaluate([found], [val])
 
 
-def test_arrays_and_labels_that_are_no_indices(images: Any, val: Any) -> None:
+def test_arrays_have_the_labels_that_the_head_predicts(images: Any, val: Any) -> None:
     X, index = images().numpy()
     values = np.array([1, 3, 4, 7, 9])
     fitted = Ridge().fit(X, values[index]).linear()

@@ -39,7 +39,7 @@ def test_values_outside_a_declared_range_are_refused_with_that_range(head: str) 
 
 
 @pytest.mark.parametrize("head", [name for name in HEADS if head_class(name).fits_on == "images" and bounded(name)])
-def test_fit_refuses_them_before_it_looks_at_the_rows(head: str) -> None:
+def test_fit_refuses_invalid_parameters_before_reading_rows(head: str) -> None:
     parameter, bad = bounded(head)[0]
     texts = {"texts": None} if head_class(head).takes_texts else {}
     with pytest.raises(HeadError, match=f"{head}.{parameter.name} is "):

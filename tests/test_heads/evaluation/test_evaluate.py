@@ -164,7 +164,7 @@ def test_ties_go_to_the_lower_nll_then_to_the_first_head(ends: tuple[Any, Any], 
     assert "tied" not in choose([path[4]], val).provenance["chosen_on"][-1]
 
 
-def test_results_grow_by_one_line_a_row(tmp_path: Path) -> None:
+def test_results_grow_by_one_line_per_row(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "results.jsonl"
     rows = [{"head": "a", "x:nll": np.float32(0.5), "alphas": np.arange(2)}, {"head": "b", "x:nll": np.inf}]
     assert append_rows(path, rows) == 2

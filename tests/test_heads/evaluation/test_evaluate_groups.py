@@ -104,7 +104,7 @@ def test_a_domain_with_an_undefined_metric_is_not_the_worst(order: list[str]) ->
     assert np.isnan(found["shifted_worst_map_macro"])
 
 
-def test_a_missing_column_is_named_with_those_there_are(store: Any, images: Any) -> None:
+def test_a_missing_column_is_reported_with_the_existing_ones(store: Any, images: Any) -> None:
     with pytest.raises(HeadError, match="no metadata column 'camera'; expected one of region, light, label"):
         evaluate([Ridge().fit(images())], [store], groups=["camera"])
     with pytest.raises(HeadError, match="no group column"):
@@ -150,7 +150,7 @@ def test_per_sample_values_and_confusion_counts_equal_numpys(store: Any, images:
     assert not judge(heads, [store]).samples
 
 
-def test_samples_of_heads_without_weights(store: Any, images: Any) -> None:
+def test_samples_of_nonlinear_heads_are_evaluated(store: Any, images: Any) -> None:
     from heads import KNN
 
     head = KNN(n_neighbors=5).fit(images())

@@ -156,7 +156,7 @@ def test_the_path_is_evaluated_at_once(fitted: Any, images: Any) -> None:
     assert json.loads(json.dumps([head.provenance for head in path])) == [head.provenance for head in path]
 
 
-def test_a_file_that_is_no_head_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_head_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"not a head")
     for path in (tmp_path / "bad", tmp_path / "none"):
         with pytest.raises(FeatcacheError, match="featcache fit"):

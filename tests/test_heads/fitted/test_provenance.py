@@ -123,7 +123,7 @@ def test_the_priors_parameters_are_kept(images: Any, texts: Any) -> None:
         ({}, {"sample_weight": np.ones(200)}, {"weighted": True}),
     ],
 )
-def test_a_ridge_says_how_it_was_fitted(
+def test_ridge_records_how_it_was_fitted(
     images: Any, settings: dict[str, Any], options: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     record = Ridge(**settings).fit(images(), **options).provenance_

@@ -149,7 +149,7 @@ def test_interpolations_are_those_of_the_weights(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ON_CPU)
-def test_heads_that_disagree_underflow_no_interpolation(impl: str) -> None:
+def test_interpolations_of_heads_that_disagree_do_not_underflow(impl: str) -> None:
     """Both heads are certain of different classes: the maximum at one alpha is useless at another."""
     X, y = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
     W = 5000 * np.stack([np.eye(3), np.roll(np.eye(3), 1, axis=0)]).astype(np.float32)
@@ -313,7 +313,7 @@ def test_invalid_arguments_are_refused(change: dict[str, Any], message: str) -> 
         linear_nll(arguments.pop("features"), arguments.pop("weights"), arguments.pop("labels"), **arguments)
 
 
-def test_the_numba_pass_is_chosen_where_it_runs_and_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numba_pass_is_chosen_if_available_and_reported_if_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = pose(X, W, Y)
     assert set(ON_CPU) <= set(available(problem)) <= set(IMPLS)
     assert "cpu" not in available(pose(X.astype(np.float64), W, Y))

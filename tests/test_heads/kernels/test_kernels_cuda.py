@@ -69,7 +69,7 @@ def test_tiles_of_any_size_give_the_same_bits(host: Any, tile_bytes: int, grid: 
         assert torch.equal(getattr(whole, name), getattr(tiled, name)), name
 
 
-def test_a_tally_is_the_reference_s(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tally_equals_that_of_the_reference(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks of rows, a class subset, heads with and without a bias."""
     monkeypatch.setattr("heads.kernels.cuda.CELLS", 64)
     rng = np.random.default_rng(0)
@@ -208,7 +208,7 @@ def test_nvrtc_compiles_the_source(architecture: str) -> None:
     assert b"nll_alphas" in cubin.raw
 
 
-def test_nvcc_finds_registers_enough(tmp_path: Path) -> None:
+def test_nvcc_finds_enough_registers(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")

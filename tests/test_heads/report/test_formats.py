@@ -59,7 +59,7 @@ def test_files_are_read_in_order_and_an_unfinished_last_line_is_skipped(tmp_path
         ("", "no row with a key"),
     ],
 )
-def test_files_that_are_no_results_are_refused(tmp_path, content, message):
+def test_files_that_are_not_results_are_refused(tmp_path, content, message):
     path = tmp_path / "results.jsonl"
     path.write_text(content)
     with pytest.raises(HeadError, match=message):
@@ -71,13 +71,13 @@ def test_a_missing_file_is_named(tmp_path):
         read_rows([tmp_path / "none.jsonl"])
 
 
-def test_the_latest_row_of_a_head_counts_and_data_sets_join():
+def test_the_latest_row_of_a_head_counts_and_data_sets_are_joined():
     ridge = {"head": "ridge", "params": {"alpha": 1.0}, "encoder": "tiny"}
     rows = [{**ridge, "a:top1": 0.1}, {**ridge, "b:top1": 0.2}, {**ridge, "a:top1": 0.3}]
     assert latest(rows) == [{**ridge, "a:top1": 0.3, "b:top1": 0.2}]
 
 
-def test_data_sets_that_a_head_was_fitted_on_stay_left_out_where_rows_join():
+def test_data_sets_that_a_head_was_fitted_on_are_left_out_when_rows_are_joined():
     first = {"head": "ridge", "a:top1": 0.9, "b:top1": 0.99, "c:top1": 0.5, "shifted_left_out": ["b"]}
     later = {"head": "ridge", "a:top1": 0.9, "d:top1": 0.99, "c:top1": 0.5, "shifted_left_out": ["d"]}
     (row,) = latest([first, later])
@@ -96,7 +96,7 @@ def test_a_head_is_not_the_best_by_a_data_set_that_it_was_fitted_on(form, best):
     assert best.format("50.0") in text
 
 
-def test_splits_of_one_data_set_stay_apart_where_rows_join():
+def test_splits_of_one_data_set_stay_separate_when_rows_are_joined():
     ridge = {"head": "ridge", "encoder": "tiny"}
     test = {**ridge, "a:nll": 0.5, "splits": {"a": "a/test"}}
     train = {**ridge, "a:nll": 0.1, "splits": {"a": "a/train"}, "training_rows": ["a"]}

@@ -78,7 +78,7 @@ def test_hostile_names_are_shown_and_never_run(browser, full):
     assert browser.value("document.querySelectorAll('script').length") == 1
 
 
-def test_a_click_sorts_by_exact_values_and_a_second_one_turns_the_order(browser, full):
+def test_a_click_sorts_by_exact_values_and_a_second_one_reverses_the_order(browser, full):
     browser.open(full)
     column = "[...document.querySelectorAll('.panel table tbody')[0].rows].map((row) => Number(row.cells[1].dataset.v))"
     click = "document.querySelectorAll('.panel table')[0].querySelectorAll('thead button')[1].click()"

@@ -90,7 +90,7 @@ def test_the_table_marks_the_best_and_sorts_by_exact_values(tmp_path):
     assert [float(td["data-v"]) for td in page.all("td")][:4] == [0.901, 0.5, 0.3, 0.4]
 
 
-def test_points_lie_where_the_logit_scale_puts_them():
+def test_points_are_placed_on_the_logit_scale():
     rows = [row("z", (0.6, 0.5, 0.3), 0.0), row("z", (0.7, 0.6, 0.5), 0.5), row("z", (0.8, 0.4, 0.2), 1.0)]
     chart = robustness_chart(rows, "clean", ["fog", "snow"])
     assert chart is not None
@@ -219,7 +219,7 @@ def test_details_agree_with_numpy(digits, head):
         assert shown.nll == pytest.approx(-np.log(p[np.arange(len(y)), y]).mean(), abs=1e-3)
 
 
-def test_confusions_have_pictures_while_the_images_are_there(digits, head, monkeypatch):
+def test_confusions_have_pictures_if_the_images_exist(digits, head, monkeypatch):
     (found,) = head_details(head, [digits], ["digits"])
     assert found.no_pictures == ""
     assert found.confusions[0].pictures[0].startswith("data:image/png;base64,")
@@ -231,7 +231,7 @@ def test_confusions_have_pictures_while_the_images_are_there(digits, head, monke
     assert not changed.confusions[0].pictures
 
 
-def test_of_many_classes_the_worst_are_shown(digits, head):
+def test_with_many_classes_the_worst_are_shown(digits, head):
     (found,) = head_details(head, [digits], ["digits"])
     many = replace(
         found,

@@ -72,7 +72,7 @@ def test_large_features_are_not_taken_for_infinite_ones(images: Any) -> None:
     assert np.isfinite(chosen.temperature_)
 
 
-def test_a_single_C_looks_at_the_selection_rows_all_the_same(images: Any) -> None:
+def test_a_single_C_still_checks_the_selection_rows(images: Any) -> None:
     X, y = images(n=90, seed=9).numpy()
     X[7] = np.nan
     with pytest.raises(HeadError, match=r"from 0\): 7"):

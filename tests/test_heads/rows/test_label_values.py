@@ -61,7 +61,7 @@ def test_labels_may_be_the_class_names_of_the_texts(images: Any, texts: Any, tmp
 
 
 @pytest.mark.parametrize("kind", ["knn", "adamw", "sgd", "cosine", "logistic", "ridge"])
-def test_arrays_that_are_read_backwards_are_rows_as_others(images: Any, kind: str) -> None:
+def test_arrays_with_negative_strides_are_accepted(images: Any, kind: str) -> None:
     X, y = images().numpy()
     one, two = (heads.HEADS[kind]().fit(*pair) for pair in ((X, y), (X[::-1].copy()[::-1], y[::-1].copy()[::-1])))
     np.testing.assert_array_equal(two.predict_proba(X[::-1])[::-1], one.predict_proba(X[::-1].copy())[::-1])

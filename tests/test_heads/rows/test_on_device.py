@@ -76,7 +76,7 @@ def test_ridge_with_a_selection_split_and_labels_of_its_own(arrays: tuple[Any, A
     assert found.predict(X2[:3]).tolist() == want.predict(X2[:3]).tolist()
 
 
-def test_ridge_of_weighted_or_grouped_rows_is_worked_out_on_the_host(arrays: Any, monkeypatch: Any) -> None:
+def test_ridge_of_weighted_or_grouped_rows_is_computed_on_the_host(arrays: Any, monkeypatch: Any) -> None:
     X, y = arrays
     for module in ("heads.rows.samples", "heads.rows.device"):
         monkeypatch.setattr(f"{module}.is_on_device", lambda features: isinstance(features, torch.Tensor))
@@ -178,7 +178,7 @@ def test_one_class_is_refused(arrays: tuple[Any, Any], kind: Any, elsewhere: Non
         kind().fit(torch.from_numpy(arrays[0]), np.zeros(400, np.int64))
 
 
-def test_shapes_are_refused(arrays: tuple[Any, Any], elsewhere: None) -> None:
+def test_wrong_shapes_are_refused(arrays: tuple[Any, Any], elsewhere: None) -> None:
     with pytest.raises(HeadError, match=r"2-D, \(N, D\), got \(24,\)"):
         Ridge().fit(torch.from_numpy(arrays[0][0]), arrays[1][:1])
     with pytest.raises(HeadError, match="0 sample"):

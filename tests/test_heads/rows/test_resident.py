@@ -49,7 +49,7 @@ def test_resident_stores_are_checked_like_stored_ones(digits: dict[str, Any], im
     assert Ridge().fit(kept).provenance_["fitted_on"][0]["dataset_key"] == digits["test"].dataset_key
 
 
-def test_arrays_that_never_were_a_store() -> None:
+def test_arrays_are_evaluated_without_a_store() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
     head = LinearHead(rng.normal(size=(3, 6)), np.zeros(3), ("a", "b", "c"))
@@ -116,7 +116,7 @@ def test_rows_and_labels_that_do_not_match_are_refused(X: Any, y: Any, message: 
         ResidentStore(X, y, ("a", "b"))
 
 
-def test_unreadable_images_stay_behind(digits: dict[str, Any], images: Any, tmp_path: Path) -> None:
+def test_unreadable_images_are_not_loaded(digits: dict[str, Any], images: Any, tmp_path: Path) -> None:
     store = images(n=10)
     store.valid = np.arange(10) != 3
     blocks = [(store.X[store.valid].astype(np.float32), store.y[store.valid])]

@@ -46,7 +46,7 @@ def test_rows_in_memory_keep_their_precision(images: Any, dtype: Any, kind: str)
     np.testing.assert_array_equal(labels, y)
 
 
-def test_rows_of_an_image_store_and_few_of_them_stay_half(images: Any) -> None:
+def test_rows_of_image_stores_keep_half_precision(images: Any) -> None:
     for store in (images(), heads.few_shot(images(), 4), heads.resident(images(), "cpu")):
         features, _ = gathered(as_samples(store))
         assert features.dtype == np.float16

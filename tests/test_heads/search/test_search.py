@@ -145,7 +145,7 @@ def test_faiss_without_gpus_stays_on_the_cpu(draw: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_exact_search_takes_rows_where_they_lie(draw: Any, dtype: torch.dtype) -> None:
+def test_exact_search_runs_on_the_device_of_the_rows(draw: Any, dtype: torch.dtype) -> None:
     X, _ = draw(300, 24, 5)
     rows = torch.from_numpy(X).to(dtype)
     index = ExactIndex(rows, cosine=True)

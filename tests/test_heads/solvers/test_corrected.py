@@ -86,7 +86,7 @@ def test_near_pairs_are_the_nearest_of_all() -> None:
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e-7])
-def test_residuals_of_a_near_pair_do_not_drown(gap: float) -> None:
+def test_residuals_of_a_near_pair_are_not_lost_in_rounding(gap: float) -> None:
     """Of eigenvalues closer than bfloat16 can tell apart: each row is right to a few percent."""
     rows = drawn(6_000)
     spectrum = spectrum_of(rows)
@@ -125,7 +125,7 @@ def test_float32_does_what_bfloat16_cannot(rows: Rows, monkeypatch: pytest.Monke
     )
 
 
-def test_chosen_by_itself_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_chosen_automatically_if_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = drawn(6_000)
     monkeypatch.setattr("heads.solvers.ridge.leave_one_out._SMALL_WORK", 0)
     asked: list[bool] = []

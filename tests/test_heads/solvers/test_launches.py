@@ -114,7 +114,9 @@ def test_iterations_are_not_timed_where_blocks_are_never_built(monkeypatch: pyte
     assert descent(torch.randn(60, 4).half(), torch.arange(60) % 3, 1)._ticks is None
 
 
-def test_a_ridge_path_asks_as_much_for_a_hundred_alphas_as_for_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ridge_path_of_a_hundred_alphas_takes_as_many_operations_as_one_of_ten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from heads.solvers import parallel, primitives
     from heads.solvers.ridge import leave_one_out
 

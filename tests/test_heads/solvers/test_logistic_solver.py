@@ -234,7 +234,7 @@ def test_a_path_extrapolates_over_log_C_and_saves_products(draw: Any, monkeypatc
     assert products[0] < 0.95 * products[1], products
 
 
-def test_a_path_that_begins_near_the_optima_of_a_part_of_the_rows_saves_products(draw: Any) -> None:
+def test_starting_from_the_optima_of_a_subset_of_the_rows_saves_products(draw: Any) -> None:
     X, y = draw(1000, 32, 6)
     rows, Cs, products = Rows(X.astype(float), y, 6), np.logspace(-1, 3, 9), []
     part = PathSolver(rows, keep=np.arange(1000) % 5 > 0, tol=1e-4)
@@ -249,7 +249,7 @@ def test_a_path_that_begins_near_the_optima_of_a_part_of_the_rows_saves_products
     assert products[1] < 0.95 * products[0], products
 
 
-def test_optima_of_a_part_without_every_class_are_no_start(draw: Any) -> None:
+def test_optima_of_a_part_that_lacks_a_class_are_not_used_as_start(draw: Any) -> None:
     X, y = draw(300, 16, 5)
     rows = Rows(X.astype(float), y, 5)
     part, whole = PathSolver(rows, keep=y > 0), PathSolver(rows, tol=1e-10)
@@ -321,7 +321,9 @@ def test_tensor_cores_decide_whether_a_gpu_begins_with_cheap_products(
     assert cheaper_on(torch.device("cpu"), dtype) is None
 
 
-def test_cheap_products_while_far_end_at_the_same_optimum(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cheap_products_far_from_the_optimum_end_at_the_same_optimum(
+    draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     X, y = draw(600, 32, 6)
     Cs = [0.1, 10.0, 1000.0]
     exact = list(PathSolver(Rows(X.astype(np.float64), y, 6), tol=1e-12).path(Cs))
@@ -388,7 +390,7 @@ def test_the_caller_s_tf32_switch_does_not_reach_the_solver(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("build", "cost"), [(1.0, 8.0), (70.0, 64.0)])
-def test_on_a_gpu_the_clock_says_what_a_build_costs(
+def test_on_a_gpu_the_cost_of_a_build_is_timed(
     build: float, cost: float, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A build that takes as long as 70 iterations counts as 64. The test moves a fake clock."""

@@ -32,7 +32,9 @@ def test_no_other_temperature_is_better(seed: int, n_classes: int, log_scale: fl
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.integers(1, 40), st.sampled_from([0.5, 2.0]))
-def test_prior_rows_are_rows_whose_second_class_is_right(seed: int, n_classes: int, n: int, prior_rows: float) -> None:
+def test_prior_rows_count_as_rows_whose_second_class_is_right(
+    seed: int, n_classes: int, n: int, prior_rows: float
+) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(n, n_classes))
     labels = (2 * scores + rng.gumbel(size=scores.shape)).argmax(axis=1)

@@ -52,7 +52,7 @@ def test_one_row_per_fit_equal_to_the_fit_by_hand(stores: dict[str, Any], tmp_pa
     ]
 
 
-def test_a_killed_sweep_goes_on_where_it_stopped(stores: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_where_it_stopped(stores: dict[str, Any], tmp_path: Path) -> None:
     plan = plan_of(HeadGrid("ridge"), HeadGrid("nearest_mean"), shots=(2, 4), seeds=(0, 1))
     whole = run_sweep(plan, stores.__getitem__, tmp_path / "whole.jsonl")
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
@@ -380,7 +380,7 @@ def test_multi_label_heads_are_swept_over_shots(tagged: Any, tmp_path: Path) -> 
         assert row["animals:map_macro"] == alone["animals:map_macro"]
 
 
-def test_a_forecast_says_what_the_run_then_does(stores: dict[str, Any], tmp_path: Path) -> None:
+def test_a_forecast_matches_the_run(stores: dict[str, Any], tmp_path: Path) -> None:
     results = tmp_path / "r.jsonl"
     grids = (HeadGrid("ridge", grid={"alphas": [[0.1], [10.0]]}), HeadGrid("zero_shot"))
     run_sweep(plan_of(*grids, seeds=(0,), shots=(4,), alphas=(0.0, 0.5)), stores.__getitem__, results)

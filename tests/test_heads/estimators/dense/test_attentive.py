@@ -84,7 +84,7 @@ def test_training_lowers_the_loss_and_is_seeded() -> None:
         Attentive(queries=4, epochs=5, lr=1e30).fit(X, y)
 
 
-def test_of_several_learning_rates_the_most_accurate_is_taken() -> None:
+def test_the_most_accurate_of_several_learning_rates_is_chosen() -> None:
     (X, y), (V, w) = needles(300, 0), needles(200, 1)
     head = Attentive(queries=4, epochs=15, lr=[1e-6, 1e-2]).fit(X, y, selection=(V, w))
     assert head.lr_ == 1e-2

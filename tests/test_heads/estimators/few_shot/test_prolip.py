@@ -113,9 +113,7 @@ def test_from_a_tap_to_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("kind", ["tiny", "random"])
-def test_before_training_it_is_the_models_own_zero_shot_head_and_then_the_papers_loop(
-    kind: str, tmp_path: Path
-) -> None:
+def test_training_starts_at_the_models_zero_shot_head_and_follows_the_paper(kind: str, tmp_path: Path) -> None:
     """Features in float32, straight from the model, so that nothing but the head is compared."""
     encoder: Any = load_encoder("tiny" if kind == "tiny" else write_folder(tmp_path / "clip", make_model(seed=3)))
     chance = np.random.default_rng(0)

@@ -72,7 +72,7 @@ def test_saved_keys_keep_their_lengths(images: Any, texts: Any, tmp_path: Path) 
     np.testing.assert_array_equal(heads.load(head.save(tmp_path / "h.safetensors")).logits(X), head.frozen().logits(X))
 
 
-def test_choices_come_from_a_split_where_there_is_one(images: Any, texts: Any) -> None:
+def test_choices_are_made_on_the_split_if_there_is_one(images: Any, texts: Any) -> None:
     select = images(seed=5, split="val", dataset_key="data-2")
     head = TipAdapterF(epochs=1).fit(images(n=60), texts=texts(), selection=select)
     assert head.provenance_["params"]["selection"] == "split"

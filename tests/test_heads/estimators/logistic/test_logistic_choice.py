@@ -33,7 +33,7 @@ def test_selection_split_decides(images: Any, metric: str) -> None:
         Logistic().fit(train, selection=images(encoder_key="enc-2"))
 
 
-def test_folds_decide_where_there_is_no_split(images: Any) -> None:
+def test_without_a_split_folds_decide(images: Any) -> None:
     """Each fold's rows are scored by a fit on the others, as separate fits on subsets say."""
     train = images(n=100, noise=0.6)
     head = Logistic([0.1, 10.0, 1000.0]).fit(train)

@@ -50,7 +50,7 @@ def test_every_metric_on_a_selection_split_and_in_folds(images: Any, metric: str
     assert Ridge(ALPHAS, metric=metric, cv=folds).fit(train).alpha_ == best(by_folds, y)
 
 
-def test_auto_is_the_squared_error_alone_and_the_nll_beside_a_prior_or_a_split(images: Any, texts: Any) -> None:
+def test_auto_is_the_squared_error_or_with_a_prior_or_a_split_the_nll(images: Any, texts: Any) -> None:
     train, val = images(n=60, noise=0.6), images(n=60, seed=9, noise=0.6, split="val", dataset_key="data-9")
     fits = (Ridge().fit(train), Ridge().fit(train, selection=val), Ridge(prior=ZeroShot().fit(texts())).fit(train))
     assert [head.provenance_["params"]["metric"] for head in fits] == ["squared_error", "nll", "nll"]
@@ -58,7 +58,7 @@ def test_auto_is_the_squared_error_alone_and_the_nll_beside_a_prior_or_a_split(i
         Ridge(metric="accuracy").fit(train)
 
 
-def test_leave_one_out_of_few_rows_a_class_is_not_too_cautious(draw: Any) -> None:
+def test_leave_one_out_with_few_rows_per_class_is_not_too_cautious(draw: Any) -> None:
     """With two rows per class, the temperature from uncorrected leave-one-out doubles the NLL of new rows."""
     X, y = draw(4000, 32, 20, seed=3)
     few = np.concatenate([np.flatnonzero(y == c)[:2] for c in range(20)])
@@ -72,7 +72,7 @@ def test_leave_one_out_of_few_rows_a_class_is_not_too_cautious(draw: Any) -> Non
     assert nll(scores / fit_temperature(uncorrected, y[few]), y[rest]) > 1.2 * ideal
 
 
-def test_with_one_row_a_class_logits_have_a_spread_of_one(draw: Any) -> None:
+def test_with_one_row_per_class_logits_have_a_standard_deviation_of_one(draw: Any) -> None:
     X, y = draw(400, 32, 20)
     few = np.unique(y, return_index=True)[1]
     head = Ridge().fit(X[few], y[few])
@@ -121,7 +121,7 @@ def test_uninformative_labels_can_be_fitted(seed: int) -> None:
         assert np.isfinite(head.predict_proba(X)).all()
 
 
-def test_a_prior_that_is_right_is_a_limit(images: Any, texts: Any) -> None:
+def test_a_correct_prior_is_a_limit(images: Any, texts: Any) -> None:
     """Few rows, much noise, and a prior that knows the classes: the sum is no worse, whatever its bias says."""
     test, bias = images(n=2000, seed=50, noise=0.5), np.array([0.0, 4.0, -4.0, 2.0, -2.0])
     own = ZeroShot().fit(texts()).linear()
