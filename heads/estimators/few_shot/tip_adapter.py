@@ -273,7 +273,7 @@ def train_keys(
     if not torch.isfinite(base).all():
         raise overflow("zero-shot logits overflow", features)
     targets = torch.from_numpy(np.asarray(labels, np.int64))
-    keys = rows.clone()
+    keys = rows.clone(memory_format=torch.contiguous_format)  # as its gradient: the fused step ignores strides
     optimiser = torch.optim.AdamW([keys], lr=learning_rate, eps=1e-4, fused=True)
     generator = torch.Generator().manual_seed(seed)
     batches = -(-len(rows) // batch_size)

@@ -55,6 +55,13 @@ def test_training_lowers_the_loss_and_is_repeatable(images: Any, texts: Any) -> 
     np.testing.assert_allclose(train_keys(X, y, text, epochs=0, **options), unit(X), rtol=1e-6)
 
 
+def test_the_layout_of_the_rows_in_memory_changes_nothing(images: Any, texts: Any) -> None:
+    store, text = images(n=60, noise=0.6), ZeroShot().fit(texts()).linear()
+    X, y = store.X.astype(np.float32), store.y
+    by_column = train_keys(np.asfortranarray(X), y, text, epochs=5)
+    np.testing.assert_allclose(by_column, train_keys(X, y, text, epochs=5), atol=1e-5)
+
+
 def test_without_epochs_it_is_tip_adapter(images: Any, texts: Any) -> None:
     train, test = images(n=80, noise=0.5), images(n=200, seed=4, noise=0.5)
     grids: dict[str, Any] = {"alphas": (0.0, 1.0, 5.0), "betas": (1.0, 5.5)}
