@@ -31,9 +31,9 @@ from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 from heads.rows.samples import Float, Rows, Samples, Selection, require_finite
-from heads.rows.selection import thinned
+from heads.rows.selection import RowSampler
 from heads.rows.weights import group_ids, plain_weights, row_weights
-from heads.solvers.folds import FOLDS, folds_of
+from heads.solvers.folds import FOLDS, folds_of, sampled_rows
 from heads.solvers.parallel import one_blas_thread
 from heads.solvers.ridge.path_scores import path_scores
 from heads.solvers.ridge.problem import RidgeProblem
@@ -170,7 +170,7 @@ class Ridge(Weighting, LinearClassifier):
             # The temperature and the prior's weight again, for the chosen alpha alone and from more rows.
             held = held_out_rows(problem, self.spectrum_, validation, by_class)
             scored = path_scores(held, [self.alpha_], self._added)
-            self.temperature_ = float(scored.temperatures[0]) if len(held.labels) else self._spread(samples, best)
+            self.temperature_ = float(scored.temperatures[0]) if len(held.labels) else self._spread(problem, best)
             self.prior_weight_ = float(scored.prior_weights[0])
             self.coef_, self.intercept_ = self._with_prior(self.alpha_, self.prior_weight_)
             self._record(samples, validation, prior, problem, groups)
@@ -201,10 +201,11 @@ class Ridge(Weighting, LinearClassifier):
         """Temperature (A,) of every alpha."""
         return self._choice.scores.temperatures
 
-    def _spread(self, samples: Samples, best: int) -> float:
+    def _spread(self, problem: RidgeProblem, best: int) -> float:
         """Temperature at which the logits of a training row have a standard deviation of one, on average."""
         weights, intercepts = self.spectrum_.solve(float(self.alphas_[best]))
-        scores = np.concatenate([x.astype(np.float64) @ weights.T + intercepts for x, _ in thinned(samples)])
+        rows = sampled_rows(problem.blocks(), RowSampler(problem.rows, problem.n_targets))
+        scores = np.concatenate([x.astype(np.float64) @ weights.T + intercepts for _, x, _, _ in rows])
         return float(scores.std(axis=1).mean()) or 1.0
 
     def _with_prior(self, alpha: float, weight: float) -> tuple[Float, Float]:

@@ -182,9 +182,9 @@ def groups_out(
     batches = []
     for x, y, share, ids in complete_groups(blocks, groups):
         out = ((y[:, :, None] == y[:, None, :]) * share[:, None, :]).sum(axis=2)
-        kept = chosen[ids] & (share > 0).all(axis=1)
+        kept = chosen[ids] & (share > 0).any(axis=1)
         if spectrum is plain:
-            kept &= (totals[y] - out > _NOTHING * totals[y]).all(axis=1)
+            kept &= ((totals[y] - out > _NOTHING * totals[y]) | (share == 0)).all(axis=1)
         if kept.any():
             batches.append((x[kept], y[kept], share[kept]))
     if not batches:

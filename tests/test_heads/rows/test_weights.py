@@ -36,7 +36,7 @@ def test_invalid_weights_of_a_temperature(bad: Any) -> None:
 
 
 @pytest.mark.parametrize("dim", [30, 200])  # the second in the dual form
-@pytest.mark.parametrize("how", ["leave-one-out", "folds", "groups"])
+@pytest.mark.parametrize("how", ["leave-one-out", "folds", "groups", "groups with rows of weight zero"])
 def test_rows_of_weight_zero_are_ignored(draw: Any, dim: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = draw(150, dim, 4)
     y[100:] = (y[100:] + 1) % 4
@@ -44,11 +44,11 @@ def test_rows_of_weight_zero_are_ignored(draw: Any, dim: int, how: str, monkeypa
     weights[100:] = 0.0
     order = np.random.default_rng(1).permutation(150)
     kept = order[order < 100]
-    groups = np.arange(150) // 2
+    groups = np.arange(150) // 2 if how == "groups" else np.arange(150) % 50
 
     def fitted(rows: Any) -> Ridge:
         head = Ridge(ALPHAS, cv=np.arange(150)[rows] % 5 if how == "folds" else "loo")
-        return head.fit(X[rows], y[rows], weights[rows], groups=groups[rows] if how == "groups" else None)
+        return head.fit(X[rows], y[rows], weights[rows], groups=groups[rows] if how.startswith("groups") else None)
 
     for share in (2**14, 60):  # all rows for the temperature, and some
         monkeypatch.setattr("heads.rows.selection._ROWS", share)
@@ -57,6 +57,14 @@ def test_rows_of_weight_zero_are_ignored(draw: Any, dim: int, how: str, monkeypa
         assert found.alpha_ == wanted.alpha_
         assert found.temperature_ == pytest.approx(wanted.temperature_, rel=1e-7)
         np.testing.assert_allclose(found.predict_proba(X), wanted.predict_proba(X), rtol=1e-6, atol=1e-9)
+
+
+def test_rows_of_weight_zero_do_not_move_the_temperature_of_one_row_per_class(draw: Any) -> None:
+    X, y = draw(9, 4, 3)
+    y[:3] = np.arange(3)
+    weights = np.r_[np.ones(3), np.zeros(6)]
+    found, wanted = Ridge([1.0]).fit(X, y, weights), Ridge([1.0]).fit(X[:3], y[:3])
+    assert found.temperature_ == pytest.approx(wanted.temperature_, rel=1e-9)
 
 
 def test_a_class_of_weight_zero_does_not_move_a_temperature_of_the_selection_split(images: Any) -> None:
