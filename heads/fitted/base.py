@@ -222,7 +222,7 @@ class LogitHead(ABC):
     def score(self, X: Rows, y: ArrayLike | None = None) -> float:
         """Accuracy in [0, 1]; `y` holds labels as `predict` returns them, a store has class indices."""
         if is_store(X):
-            return float((self.predict_index(X) == np.concatenate([labels for _, labels in X.blocks()])).mean())
+            return float((self.predict_index(X) == np.concatenate([labels.copy() for _, labels in X.blocks()])).mean())
         if y is None:
             raise HeadError("arrays need labels: score(X, y); only stores have their own")
         return accuracy(self.predict(X), y)

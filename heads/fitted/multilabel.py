@@ -99,7 +99,7 @@ class MultiLabelHead(LogitHead):
         """Subset accuracy: the share of rows with correct predictions for all classes whose target is known."""
         samples = as_multilabel(X, y, classnames=None if y is None else self.classnames)
         logits = np.concatenate(list(self._all_logits(X)))
-        targets = np.concatenate([found for _, found in samples.blocks()])
+        targets = np.concatenate([found.copy() for _, found in samples.blocks()])
         return Decisions.of(logits, targets, self.cuts).subset_accuracy
 
     def linear(self) -> NoReturn:

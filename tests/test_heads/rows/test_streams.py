@@ -15,14 +15,14 @@ NAMES = ("ant", "bee", "cow", "dog", "elk")
 
 
 def stream(X: Any, y: Any, **fields: Any) -> RowStream:
-    """Blocks of 37 rows that share one buffer."""
+    """Blocks of 37 rows that share one buffer, and labels that share another."""
 
     def blocks() -> Any:
-        buffer = np.empty((37, X.shape[1]), X.dtype)
+        buffer, labels = np.empty((37, X.shape[1]), X.dtype), np.empty(37, y.dtype)
         for start in range(0, len(y), 37):
-            part = y[start : start + 37]
-            buffer[: len(part)] = X[start : start + 37]
-            yield buffer[: len(part)], part
+            n = len(y[start : start + 37])
+            buffer[:n], labels[:n] = X[start : start + 37], y[start : start + 37]
+            yield buffer[:n], labels[:n]
 
     return RowStream(blocks, X.shape[1], NAMES, **fields)
 
@@ -70,6 +70,13 @@ def test_heads_of_a_stream_are_those_of_its_arrays(images: Any, texts: Any, kind
     }
     streamed, whole = fits[kind](stream(X, y, text_digests=("text-1",))).frozen(), fits[kind](X, y).frozen()
     np.testing.assert_allclose(streamed.logits(Q), whole.logits(Q), rtol=1e-5, atol=1e-6)
+
+
+def test_the_score_of_a_stream_is_that_of_its_arrays(images: Any) -> None:
+    store = images(n=100, noise=0.5)
+    rows = stream(store.X, store.y)
+    head = Ridge([1.0]).fit(rows)
+    assert head.score(rows) == head.frozen().score(rows) == head.score(store.X, store.y)
 
 
 def test_stacking_on_a_stream_is_stacking_on_its_store(images: Any, texts: Any) -> None:
