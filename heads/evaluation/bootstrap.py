@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
+from heads.rows.samples import to_numpy
 
 DRAWS = 2000
 """Default number of resamples, with which the ends of a 95% interval are accurate to about a tenth of its width."""
@@ -131,7 +132,7 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
 
 
 def _series(values: ArrayLike, draws: int, level: float, seed: int) -> NDArray[np.float64]:
-    series = np.atleast_2d(np.asarray(values, np.float64))
+    series = np.atleast_2d(to_numpy(values).astype(np.float64))
     if series.ndim != 2 or not series.size:
         raise HeadError(f"values are {np.shape(values)}, expected (N,) or (H, N) with at least one row")
     if not np.isfinite(series).all():

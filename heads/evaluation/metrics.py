@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from heads.kernels.calibration_bins import CALIBRATION_BINS
 from heads.kernels.tally import RowStats, Tally, stats_of_arrays
+from heads.rows.samples import to_numpy
 
 Row: TypeAlias = dict[str, Any]
 """Results of one head as JSON types; see `heads.evaluate`."""
@@ -151,9 +152,11 @@ class Metrics:
 
     def update(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
         """Add a block; HeadError for wrong shapes, labels out of range, or NaN logits."""
-        logits, labels = np.asarray(logits), np.asarray(labels)
+        logits, labels = to_numpy(logits), to_numpy(labels)
         if logits.ndim != 2 or logits.shape != (len(labels), self.n_classes):
             raise HeadError(f"logits are {logits.shape}, expected ({len(labels)}, {self.n_classes})")
+        if labels.dtype.kind not in "iub":
+            raise HeadError(f"labels are {labels.dtype}, expected class indices")
         if len(labels) and (labels.min() < 0 or labels.max() >= self.n_classes):
             raise HeadError(f"labels lie in [{labels.min()}, {labels.max()}], expected [0, {self.n_classes - 1}]")
         rows = RowStats.stack([stats_of_arrays(logits, labels)])

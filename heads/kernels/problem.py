@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.errors import HeadError
 from heads.kernels.calibration_bins import CALIBRATION_BINS
 from heads.kernels.tally import RowStats, Tally
+from heads.rows.samples import to_numpy
 
 Values: TypeAlias = ArrayLike | torch.Tensor
 """A tensor, or any array-like."""
@@ -168,9 +169,7 @@ def _tensor(value: object) -> torch.Tensor:
     """A tensor that shares memory with an array, even a read-only map or a broadcast: nothing is written to it."""
     if isinstance(value, torch.Tensor):
         return value.detach()
-    array = np.asarray(value)
-    if not array.dtype.isnative or any(step < 0 for step in array.strides):
-        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    array = to_numpy(value)
     if not array.flags.writeable:
         array = np.asarray(_Writeable(array))  # torch warns about views of read-only memory
     try:

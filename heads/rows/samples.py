@@ -132,13 +132,18 @@ def is_on_device(features: object) -> TypeIs[torch.Tensor]:
 def to_numpy(value: object) -> Array:
     """Any array-like as an array; tensors on the CPU are not copied (bfloat16 becomes float32).
 
-    Arrays with negative strides (``X[::-1]``) or of the other byte order are copied, since torch supports neither.
+    Arrays with negative strides (``X[::-1]``), of the other byte order or of more than 64 bits are copied, since torch
+    supports none of them. HeadError for an array with masked entries, whose values mean nothing.
     """
+    if np.ma.is_masked(value):
+        raise HeadError(f"{np.ma.count_masked(value)} entries are masked; drop their rows, or fill them")
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     array = np.asarray(value)
-    if not array.dtype.isnative:  # read from a file of another byte order, which torch does not take
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    if not array.dtype.isnative:  # read from a file of another byte order
         return array.astype(array.dtype.newbyteorder("="))
     return array.copy() if any(stride < 0 for stride in array.strides) else array
 
@@ -324,10 +329,18 @@ def _checked_labels(y: ArrayLike | None) -> Array:
             raise HeadError("labels hold NaN or infinity; drop these rows")
         if (labels != np.floor(labels)).any():
             raise HeadError("Unknown label type: continuous values; heads classify, give class labels")
-    if labels.dtype.kind == "O" and len({isinstance(label, str) for label in labels.tolist()}) > 1:
+    if labels.dtype.kind == "O" and not _have_an_order(labels):
         kinds = ", ".join(sorted({type(label).__name__ for label in labels.tolist()}))
-        raise HeadError(f"labels mix text and other values ({kinds}), which have no order; give all as text")
+        raise HeadError(f"labels mix values that have no order ({kinds}); give all as text, and drop rows without one")
     return labels
+
+
+def _have_an_order(labels: Array) -> bool:
+    """Whether labels (N,) of any type can be sorted: not text with numbers, and no None or NaN."""
+    try:
+        return all(label == label for label in np.unique(labels).tolist())
+    except TypeError:
+        return False
 
 
 def accuracy(predicted: Array, y: ArrayLike) -> float:

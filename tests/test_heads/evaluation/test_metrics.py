@@ -122,6 +122,8 @@ def test_bad_blocks_are_refused() -> None:
     metrics = Metrics(3)
     with pytest.raises(HeadError, match=r"expected \(2, 3\)"):
         metrics.update(np.zeros((2, 4)), np.array([0, 1]))
+    with pytest.raises(HeadError, match="labels are float64, expected class indices"):
+        metrics.update(np.zeros((2, 3)), np.array([0.0, 0.7]))
     with pytest.raises(HeadError, match=r"\[0, 3\], expected \[0, 2\]"):
         metrics.update(np.zeros((2, 3)), np.array([0, 3]))
     metrics.update(np.zeros((0, 3)), np.zeros(0, int))

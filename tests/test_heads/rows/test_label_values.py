@@ -170,7 +170,45 @@ def test_complex_labels_are_refused() -> None:
         linear_nll(X, W, y)
 
 
-@pytest.mark.parametrize(("other", "kinds"), [(1, "int, str"), (None, "NoneType, str"), (np.nan, "float, str")])
-def test_labels_of_mixed_types_are_refused_in_one_line(other: object, kinds: str) -> None:
-    with pytest.raises(HeadError, match=rf"labels mix text and other values \({kinds}\)"):
-        Ridge().fit(np.eye(4), np.array(["a", other, "a", "b"], object))
+@pytest.mark.parametrize(
+    ("first", "other", "kinds"),
+    [
+        ("a", 1, "int, str"),
+        ("a", None, "NoneType, str"),
+        ("a", np.nan, "float, str"),
+        (0, None, "NoneType, int"),
+        (0, np.nan, "float, int"),
+    ],
+)
+def test_labels_without_an_order_are_refused_in_one_line(first: object, other: object, kinds: str) -> None:
+    with pytest.raises(HeadError, match=rf"labels mix values that have no order \({kinds}\)"):
+        Ridge().fit(np.eye(4), np.array([first, other, first, first], object))
+
+
+def test_masked_entries_are_refused() -> None:
+    """Their values mean nothing, and numpy hands them out as if they did."""
+    X, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+    holes, unlabelled = np.ma.array(X, mask=np.eye(4) > 0), np.ma.array(y, mask=y > 0)
+    head = Ridge([1.0]).fit(np.ma.array(X), np.ma.array(y))  # no entry is masked
+    for use in (
+        lambda: Ridge().fit(holes, y),
+        lambda: Ridge().fit(X, unlabelled),
+        lambda: Ridge().fit(X, y, unlabelled),
+        lambda: head.predict(holes),
+        lambda: head.score(X, unlabelled),
+        lambda: head.frozen().logits(holes),
+        lambda: linear_nll(holes, X[:2], y),
+        lambda: linear_nll(X, X[:2], unlabelled),
+        lambda: heads.Metrics(4).update(holes, y),
+        lambda: heads.bootstrap(holes),
+        lambda: heads.retrieval_ranks(holes, X, y),
+    ):
+        with pytest.raises(HeadError, match=r"^\d entries are masked; drop their rows, or fill them"):
+            use()
+
+
+@pytest.mark.parametrize("kind", [Ridge, lambda: KNN(5), heads.AdamW])
+def test_numbers_of_more_than_64_bits_are_taken_as_float64(images: Any, kind: Any) -> None:
+    X, y = images(n=60).numpy()
+    expected = kind().fit(X.astype(np.float64), y)
+    np.testing.assert_allclose(kind().fit(X.astype(np.longdouble), y).predict_proba(X), expected.predict_proba(X))
