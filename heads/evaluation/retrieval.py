@@ -5,18 +5,20 @@ images; recall@k is the share of ranks below k (Karpathy & Fei-Fei 2015; CLIP's 
 the lower index, so that a model that maps everything to one point retrieves only the first item.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError, MismatchError
+from featcache.errors import FeatcacheWarning, HeadError, MismatchError
 from featcache.store.protocol import FeatureTable, TextSource
 from heads.evaluation.metrics import Row
 from heads.fitted.provenance import check_text_tower
 from heads.kernels.problem import Values
 from heads.rows.samples import to_numpy
+from heads.solvers.edges import callers_level
 
 _CELLS = 1 << 24  # similarities in memory at a time: 64 MiB in float32
 
@@ -29,7 +31,8 @@ def retrieval_ranks(images: Values, captions: Values, owners: Values) -> tuple[I
     Parameters
     ----------
     images : (N, D) array or tensor
-        L2-normalised, so that inner products are cosines; the work is done on its device, in float32.
+        L2-normalised, so that inner products are cosines (lengths that differ give a FeatcacheWarning); the work is
+        done on its device, in float32.
     captions : (M, D), normalised
     owners : (M,) row of `images` that each caption describes
 
@@ -123,13 +126,21 @@ def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.flo
 
 
 def _features(value: Values, what: str) -> torch.Tensor:
-    rows = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, np.float32))
+    rows = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(to_numpy(value).astype(np.float32))
     rows = rows.float()
     if rows.ndim != 2 or not len(rows):
         raise HeadError(f"{what} are {tuple(rows.shape)}, expected (rows, D) with at least one row")
     if not bool(torch.isfinite(rows).all()):
         bad = (~torch.isfinite(rows).all(dim=1)).nonzero()[:10, 0].tolist()
         raise HeadError(f"{what} hold NaN or infinity, for instance in rows {bad}; drop these rows")
+    shortest, longest = map(float, rows.norm(dim=1).aminmax())
+    if longest > 1.01 * shortest:  # rounding to float16 changes a length by less
+        warnings.warn(
+            f"{what} have lengths from {shortest:.3g} to {longest:.3g}: ranks are by inner product, in which long rows "
+            "come first; divide rows by their lengths for cosines",
+            FeatcacheWarning,
+            stacklevel=callers_level(),
+        )
     return rows
 
 

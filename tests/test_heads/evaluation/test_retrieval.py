@@ -1,6 +1,7 @@
 """Recall@k against a plain numpy ranking of all pairs; ties, several captions, and what is refused."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import featcache
 from featcache.cli.main import main
 from featcache.datasets import SampleIndex
 from featcache.encoding.texts import embed_prompts
-from featcache.errors import HeadError, MismatchError
+from featcache.errors import FeatcacheWarning, HeadError, MismatchError
 from heads.evaluation.retrieval import captions_of, retrieval_ranks, retrieve
 
 
@@ -62,6 +63,16 @@ def test_a_constant_model_retrieves_the_first_captions() -> None:
     of_images, of_captions = retrieval_ranks(np.ones((6, 2)), np.ones((12, 2)), np.arange(12) // 2)
     assert of_images.tolist() == [0, 2, 4, 6, 8, 10]
     assert of_captions.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_rows_of_different_lengths_give_a_warning() -> None:
+    """By inner product the longest caption is everyone's first."""
+    with pytest.warns(FeatcacheWarning, match="captions have lengths from 1 to 9.05: ranks are by inner product"):
+        of_images, _ = retrieval_ranks(np.eye(2), [[1, 0], [6.4, 6.4]], [0, 1])
+    assert of_images.tolist() == [1, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        retrieval_ranks(5 * np.eye(2), np.eye(2, dtype=np.float16) * np.float16(0.9996), [0, 1])
 
 
 @pytest.mark.parametrize(
