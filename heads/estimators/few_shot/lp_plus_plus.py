@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import Count
 from heads.estimators.base import LinearClassifier, Metric, best_setting
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, held_out_masks
 from heads.estimators.text_prior import class_directions
 from heads.rows.samples import Features, Float, Ints, Mask, gathered
+from heads.solvers.edges import callers_level
 from heads.solvers.logistic.precision import Precision, cpu_precision
 from heads.solvers.parallel import denormals_as_zero, one_torch_thread, side_by_side
 from heads.solvers.primitives import class_sums
@@ -29,6 +31,7 @@ _PIECE_ROWS = 1024
 HELD_ROWS = 2000
 """Enough held-out rows to choose by: once the folds so far hold as many, the remaining folds are skipped."""
 _LENGTHS = (1e-2, 1e15)
+_USUAL = (0.5, 2.0)
 
 
 @dataclass(eq=False, repr=False)
@@ -242,10 +245,21 @@ def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
 
 
 def _check_lengths(features: Features) -> None:
-    """Refuse rows far from unit length: the bias steps would diverge, or logits overflow."""
+    """Warn of rows not about as long as 1, refuse those far from it: the bias steps would diverge, or logits overflow.
+
+    The initial logits grow with the square of the length, and the steps of the bias with its inverse: on rows five
+    times as long as published, the probabilities are all but certain.
+    """
     length = float(np.sqrt(np.square(features, dtype=np.float64).sum(axis=1).mean()))
     if not _LENGTHS[0] <= length <= _LENGTHS[1]:
         raise HeadError(
             f"the rows have a length of {length:.3g} (root mean square), and LP++'s steps are sized for rows of about "
             "length 1; scale them to it"
+        )
+    if not _USUAL[0] <= length <= _USUAL[1]:
+        warnings.warn(
+            f"the rows have a length of {length:.3g} (root mean square), and LP++'s initial weights and steps are for "
+            "length 1: its probabilities may be far off; scale the rows to length 1",
+            FeatcacheWarning,
+            stacklevel=callers_level(),
         )

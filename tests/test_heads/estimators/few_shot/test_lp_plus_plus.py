@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import heads
-from featcache.errors import HeadError, MismatchError
+from featcache.errors import FeatcacheWarning, HeadError, MismatchError
 from heads import LPPlusPlus, ZeroShot
 from heads.estimators.few_shot import lp_plus_plus
 from heads.solvers.folds import FoldAssigner
@@ -141,6 +141,13 @@ def test_invalid_settings_and_rows_are_refused(images: Any, texts: Any) -> None:
     zero.weights[2] = 0.0
     with pytest.raises(HeadError, match="text vector for every class"):
         LPPlusPlus().fit(images(), texts=zero)
+
+
+@pytest.mark.parametrize("length", [0.3, 5.0])
+def test_rows_of_another_length_than_published_give_a_warning(images: Any, texts: Any, length: float) -> None:
+    store, text = images(n=40), ZeroShot().fit(texts()).linear()
+    with pytest.warns(FeatcacheWarning, match=f"a length of {length:g} .* scale the rows to length 1"):
+        LPPlusPlus(steps=3).fit(length * store.X.astype(np.float32), store.y, texts=text)
 
 
 def test_steps_take_denormal_numbers_as_zero(images: Any, texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
