@@ -136,7 +136,7 @@ def to_numpy(value: object) -> Array:
     supports none of them. HeadError for an array with masked entries, whose values mean nothing.
     """
     if np.ma.is_masked(value):
-        raise HeadError(f"{np.ma.count_masked(value)} entries are masked; drop their rows, or fill them")
+        raise HeadError("got an array with masked entries, expected none; drop their rows, or fill them")
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
