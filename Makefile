@@ -44,7 +44,7 @@ interop: $(READY)  ## features to and from other programs, by the programs thems
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps embedding-reader  # it asks for pandas 2
 	$(BIN)/python -m pytest tests/test_featcache/transfer/test_other_programs.py tests/test_featcache/store/test_interchange.py tests/test_featcache/test_notebook.py
 
-audit: $(READY)  ## the pinned versions against the published advisories; says what could not be asked, and goes on
+audit: $(READY)  ## the pinned versions against the published advisories; reports what could not be looked up, and continues
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit || { echo "audit skipped: pip-audit cannot be installed"; exit 0; }; \
 	$(BIN)/python -m tools.audit constraints.txt
 
@@ -90,7 +90,7 @@ bench-quick: $(READY)  ## the main ratios against those committed last, in under
 gpu: $(READY)  ## everything marked gpu
 	$(BIN)/python -m pytest -m gpu
 
-gpu-bare:  ## GPU tests and benchmarks with a python that has torch, and what else it happens to have; installs nothing
+gpu-bare:  ## GPU tests and benchmarks with any Python that has torch; installs nothing
 	$(PYTHON) -m benchmarks.gpu_bare
 
 gpu-bench: $(READY)
@@ -99,7 +99,7 @@ gpu-bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_nll_gpu --out benchmarks/results/nll-gpu.json
 	$(BIN)/python -m benchmarks.bench_solvers_gpu --out benchmarks/results/solvers-gpu.json
 
-tiny: $(READY)  ## train the embedded model again (about half an hour on two cores, wants Debian's fonts)
+tiny: $(READY)  ## train the embedded model again (about half an hour on two cores, needs Debian's fonts)
 	$(BIN)/python -m tools.train_tiny --seed 0 --out featcache/encoders/tiny
 
 $(READY): pyproject.toml constraints.txt

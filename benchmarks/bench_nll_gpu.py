@@ -165,7 +165,7 @@ class Bench:
         self.notes: dict[str, Any] = {}
 
     def heads(self, n_heads: int, limits: dict[str, float], rows: int | None = None) -> None:
-        """H heads on N rows: everybody."""
+        """H heads on N rows: all contestants."""
         title, n = f"H={n_heads}" + (f", {rows} rows" if rows else ""), rows or self.sizes["N"]
         inputs = draw(n, self.sizes["D"], self.sizes["C"], n_heads, self.dtype, self.device)
         mine = ours(pose(*inputs), lambda impl: linear_nll(*inputs, logit_scale=SCALE, impl=impl), self.left_out)

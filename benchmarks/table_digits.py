@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.table_digits --out benchmarks/results/table_digits.json`` trains, encodes and judges everything
 (under an hour on two cores) and writes the JSON and a Markdown table beside it. It can be stopped at any time: every
-finished row lies under ``--work``, and the same command goes on from there.
+finished row is under ``--work``, and the same command resumes from there.
 
 Hyper-parameters are chosen on the selection split (digits/val, NLL, seed 0) and nowhere else, WiSE's alpha there by
 accuracy, as its paper does; the table says which.

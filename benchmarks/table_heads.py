@@ -8,7 +8,7 @@ full data hyper-parameters come from each head's own folds of the train split; f
 class of val to choose on, as CoOp does; on ImageNet everything is chosen by folds of the train split.
 
 Heads that need texts are fitted on ImageNet alone, the one file that has them. Every finished row is kept in files
-under ``--work``: the same command goes on from there, and fits heads that were added since.
+under ``--work``: the same command resumes from there, and fits heads that were added since.
 """
 
 import argparse

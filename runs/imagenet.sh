@@ -4,9 +4,9 @@
 #   bash runs/imagenet.sh IMAGENET [OUT]
 #
 # IMAGENET holds train/ and val/ with a folder per WordNet id. Its shifted versions are V2, R, A and SKETCH, by default the
-# folders imagenetv2, imagenet-r, imagenet-a and sketch beside it; those that are not there are left out. OUT (default:
-# imagenet-run) gets the stores, the heads, results.jsonl, report.html and times.tsv. Run again, it goes on where it was
-# stopped. Environment variables choose the rest:
+# folders imagenetv2, imagenet-r, imagenet-a and sketch beside it; missing ones are skipped. OUT (default:
+# imagenet-run) gets the stores, the heads, results.jsonl, report.html and times.tsv. A second run resumes where the
+# first stopped. Environment variables choose the rest:
 #
 #   MODEL=ViT-L-14-quickgelu PRETRAINED=openai HEADS="ridge knn" bash runs/imagenet.sh /data/imagenet
 #   ENCODE="--precision bf16 --preprocess fast" FIT="--device cuda" bash runs/imagenet.sh /data/imagenet

@@ -1,4 +1,4 @@
-"""Mistakes that users make, a line each: what is said, and the exit code. One line, without a traceback.
+"""Mistakes that users make, one per line: the message, one line without a traceback, and the exit code.
 
 A row of `MISTAKES` is a command line, and words that the message must hold: what was got, what was expected, or what to
 do. The exit code is 2 unless the row says otherwise (`featcache.errors`).

@@ -2,6 +2,8 @@
 
 import argparse
 
+import numpy as np
+
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.store import ImageStore, find_store, resolve_root
 from featcache.store.catalogue import other_names
@@ -42,7 +44,9 @@ def _describe(store: Store, record: Json) -> str:
         lines.append(f"  also found   {', '.join(f'@{model}' for model in record['other_models'])}")
     classes = store.classnames
     lines.append(f"  classes      {len(classes)}: {', '.join(classes[:6])}{', ...' if len(classes) > 6 else ''}")
-    lines += [f"  {name:<12} {spec['dtype']} {tuple(spec['shape'])}" for name, spec in record["arrays"].items()]
+    lines += [
+        f"  {name:<12} {np.dtype(spec['dtype'])} {tuple(spec['shape'])}" for name, spec in record["arrays"].items()
+    ]
     if isinstance(store, ImageStore):
         lines.append(f"  unreadable   {len(store.bad)}")
         lines += [f"    {bad.sample_id}: {bad.error}" for bad in store.bad[:10]]

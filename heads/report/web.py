@@ -209,9 +209,9 @@ def _column(
 
 
 def _reliability_chart(detail: Detail) -> charts.Chart:
-    found = {"before": detail.reliability}
+    found = {detail.head: detail.reliability}
     if detail.calibrated is not None:
-        found["after temperature scaling"] = detail.calibrated
+        found = {"before": detail.reliability, "after temperature scaling": detail.calibrated}
     errors = " → ".join(f"{100 * one.ece:.1f}" for one in found.values())
     lines = {f"{when}, NLL {one.nll:.3f}": one.bins for when, one in found.items()}
     return charts.reliability_chart(f"{detail.dataset}: ECE {errors} %", lines)

@@ -24,7 +24,7 @@ RUN = [
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-@pytest.mark.filterwarnings("default")  # a reader sees warnings, and goes on
+@pytest.mark.filterwarnings("default")  # a reader sees warnings, and continues
 @pytest.mark.parametrize("block", RUN)
 def test_the_block_runs(block: Block, scratch: Scratch, capfd: pytest.CaptureFixture[str]) -> None:
     run_block(block, scratch, capfd)

@@ -16,7 +16,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class Look:
-    """How each of B glyphs is drawn; one entry an image."""
+    """How each of B glyphs is drawn; one entry per image."""
 
     dilate: Ints  # rounds of 3x3 dilation at 64 px, 0..3
     outline: npt.NDArray[np.bool_]

@@ -75,6 +75,6 @@ def learn(texts: Iterable[str], merges: int) -> list[Merge]:
 
 
 def write(merges: list[Merge], path: Path) -> None:
-    """Write ``path`` (gzip, one merge a line after a header line); the same merges give the same bytes."""
+    """Write ``path`` (gzip, one merge per line after a header line); the same merges give the same bytes."""
     text = "\n".join(["#version: featcache tiny", *(f"{a} {b}" for a, b in merges)])
     path.write_bytes(gzip.compress(text.encode(), mtime=0))

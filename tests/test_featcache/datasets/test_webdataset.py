@@ -146,7 +146,7 @@ def test_links_are_refused(tmp_path):
 
 
 def test_truncated_and_damaged_shards_are_refused(tmp_path):
-    """Python's tarfile takes either for the end of the archive, and webdataset silently goes on."""
+    """Python's tarfile takes either for the end of the archive, and webdataset silently continues."""
     members = [part for n in range(4) for part in ((f"{n}.png", PNG), (f"{n}.cls", b"0"))]
     whole = tmp_path / "whole.tar"
     assert len(open_dataset(raw_tar(whole, members), "train").index) == 4

@@ -79,7 +79,7 @@ def test_a_prompt_file_may_have_more_sentences_for_some_classes(tmp_path: Path) 
 
 
 def test_many_classes_are_chunked_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["featcache.encoding.texts"], "CHUNK_NBYTES", 2 * 2 * 16 * 4)  # two classes a chunk
+    monkeypatch.setattr(sys.modules["featcache.encoding.texts"], "CHUNK_NBYTES", 2 * 2 * 16 * 4)  # two per chunk
     names = [f"class {number}" for number in range(7)]
     whole = embed_prompts(names, TEMPLATES, NumpyEncoder(), root=tmp_path / "whole").store
     assert whole.manifest.arrays["raw"].n_chunks == 4

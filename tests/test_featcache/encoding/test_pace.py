@@ -39,7 +39,7 @@ def test_a_barely_faster_size_is_not_taken() -> None:
 
 
 def test_measuring_a_slow_model_ends_after_a_few_seconds() -> None:
-    size = settled({8: 0.3, 16: 0.12, 32: 0.2, 64: 0.3})  # 8.2 and 3.4 images a second
+    size = settled({8: 0.3, 16: 0.12, 32: 0.2, 64: 0.3})  # 8.2 and 3.4 images per second
     assert size.now == 16
     assert "64" not in size.told
 

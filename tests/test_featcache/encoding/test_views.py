@@ -159,7 +159,7 @@ def test_views_are_copied_where_id_and_content_are_known(tmp_path: Path) -> None
     renamed.numbers = list(range(20, 40))  # the same pictures under other ids: other crops
     again = run(tmp_path, renamed, Sized(), views=2)
     assert (again.encoded_rows, again.copied_rows) == (20, 0)
-    lacking = run(tmp_path, Decoding(range(15)), Sized(), views=3)  # nobody has the third view
+    lacking = run(tmp_path, Decoding(range(15)), Sized(), views=3)  # no store has the third view
     assert (lacking.encoded_rows, lacking.copied_rows) == (15, 0)
 
 

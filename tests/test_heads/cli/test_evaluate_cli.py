@@ -26,7 +26,7 @@ STORES = ("shapes/test", "shapes-noisy/test", "shapes-dark/test")
 
 
 class Shapes(NumpyDataset):
-    """Pixels around one picture a class, and the camera that took them."""
+    """Pixels around one picture per class, and the camera that took them."""
 
     classes: tuple[str, ...] = CLASSES
 

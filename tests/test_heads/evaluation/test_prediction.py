@@ -136,7 +136,7 @@ def test_the_verb_prints_text_json_and_csv(made: Any, cli: Any, tmp_path: Path) 
 
 
 def test_a_store_is_predicted_from_its_features(made: Any, cli: Any, tmp_path: Path) -> None:
-    """By name, key or folder, whatever its classes are; an image that encoding could not read is said."""
+    """By name, key or folder, whatever its classes are; an image that encoding could not read is reported."""
     _, store, _ = made
     expected = [
         {**row, "image": name}

@@ -219,6 +219,14 @@ def test_details_agree_with_numpy(digits, head):
         assert shown.nll == pytest.approx(-np.log(p[np.arange(len(y)), y]).mean(), abs=1e-3)
 
 
+def test_a_calibration_chart_says_before_only_beside_after(digits, head, tmp_path):
+    rows = [{"head": "random", "digits:top1": 0.1, "digits:nll": 2.5}]
+    for calibrated, legend in ((None, "random, NLL"), (head.with_temperature(4.0), "before, NLL")):
+        details = head_details(head, [digits], ["digits"], calibrated=calibrated)
+        page = read(write_page(rows, tmp_path / "a.html", background=Background(details=details)))
+        assert any(text.strip().startswith(legend) for text in page.texts), legend
+
+
 def test_confusions_have_pictures_if_the_images_exist(digits, head, monkeypatch):
     (found,) = head_details(head, [digits], ["digits"])
     assert found.no_pictures == ""

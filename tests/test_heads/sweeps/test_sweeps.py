@@ -193,7 +193,7 @@ def test_without_a_selection_split_alpha_is_chosen_by_folds_of_train(stores: dic
     assert {key: rows[1][key] for key in expected} == expected
     assert (rows[1]["params"]["selection"], rows[1]["params"]["metric"], rows[1]["chosen_on"]) == ("folds", "nll", [])
     (one,) = run_sweep(replace(plan, heads=plan.heads[:1], shots=(1,)), stores.__getitem__, tmp_path / "r.jsonl")[1:]
-    assert (one["alpha"], one["params"]["selection"]) == (0.5, "paper")  # one row a class: nothing to hold out
+    assert (one["alpha"], one["params"]["selection"]) == (0.5, "paper")  # one row per class: nothing to hold out
 
 
 def test_picks_look_at_the_selection_split_and_never_at_the_test(stores: dict[str, Any]) -> None:

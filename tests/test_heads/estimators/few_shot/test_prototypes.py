@@ -43,7 +43,7 @@ def test_clap_is_its_formula_in_float64(images: Any, texts: Any) -> None:
     own = softmax(X @ (T * scale[:, None]).T)[np.arange(len(y)), y]
     penalties = np.array([own[y == c].mean() if (y == c).any() else 1.0 for c in range(5)])
     W, speed = 10 * T, np.zeros_like(T)
-    for epoch in range(30):  # one batch an epoch
+    for epoch in range(30):  # one batch per epoch
         grad = gradient(X, y, W, scale) + 2 * penalties[:, None] * (W - 10 * T) / 5
         speed = 0.9 * speed + grad
         W = W - rate(0.1, epoch, 30) * speed

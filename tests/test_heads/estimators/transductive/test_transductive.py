@@ -146,7 +146,7 @@ def test_em_dirichlet_begins_at_the_published_scale_and_matches_clusters_with_cl
 
 
 def test_each_dirichlet_is_found_independently_of_the_others() -> None:
-    """One that needs few steps, and one whose parameters stay at their least while the others go on."""
+    """One that needs few steps, and one whose parameters stay at their minimum while the others continue."""
     means = np.array([[9.99e-16, -34.473], [np.log(0.5) - 0.1, np.log(0.5) - 0.1], [-0.7, -1.2]])
     start = np.array([[1e6, 1.8e-4], [1.0, 1.0], [1.0, 1.0]])
     together = heads.solvers.transductive.dirichlet_maximum(means, start, tol=0.0, max_iter=100)
