@@ -19,6 +19,7 @@ ValueError: metric is 'foo', expected 'top1' or 'nll'
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
@@ -29,7 +30,7 @@ import stat
 import types
 from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 from pkgutil import resolve_name
@@ -64,6 +65,11 @@ class Range:
             (self.open and value == self.low) or (self.below and value == self.high)
         )
 
+    def __repr__(self) -> str:
+        """The limits that are set, since `help` prints the annotations of every parameter."""
+        pairs = [(field, getattr(self, field.name)) for field in fields(self)]
+        return f"Range({', '.join(f'{field.name}={value!r}' for field, value in pairs if value != field.default)})"
+
     def __str__(self) -> str:
         low = "" if self.low == -math.inf else f" {'above' if self.open else 'from'} {_number(self.low)}"
         if self.high == math.inf:
@@ -80,6 +86,9 @@ class OneOf:
 
     def __contains__(self, value: object) -> bool:
         return value in self.names
+
+    def __repr__(self) -> str:
+        return f"OneOf{self.names!r}"
 
     def __str__(self) -> str:
         return _either(self.names)
@@ -122,19 +131,22 @@ class Parameter:
     @property
     def given(self) -> Parameter:
         """The parameter of a value that is not left out: None is not allowed."""
-        parts = get_args(self.kind) if get_origin(self.kind) in (Union, types.UnionType) else (self.kind,)
-        kinds = tuple(part for part in parts if part is not type(None))
+        kinds = tuple(part for part in _parts(self.kind) if part is not type(None))
         return Parameter(self.name, Union[kinds], self.default)  # noqa: UP007
 
     def parsed(self, text: str) -> object:
-        """The value that a text stands for: a number, a list, ``region+year``, or the text itself; not checked."""
-        kind: Any = get_args(self.kind)[0] if get_origin(self.kind) is Annotated else self.kind
-        if get_origin(kind) is not None:
-            return [part for part in text.split("+") if part]
-        try:
-            return kind(text) if kind in (int, float) else text
-        except ValueError:
-            return text
+        """The unchecked value that a text means: a number, ``yes`` or ``no``, a list ``region+year``, or the text."""
+        kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(self.kind)]
+        for kind in kinds:
+            if get_origin(kind) is not None and ("+" in text or str not in kinds):
+                item = Parameter(self.name, get_args(kind)[0], None)
+                return [item.parsed(part) for part in text.split("+") if part]
+            if kind in (bool, Any) and text in ("yes", "true", "no", "false"):
+                return text in ("yes", "true")
+            if kind in (int, float):
+                with contextlib.suppress(ValueError):
+                    return kind(text)
+        return text
 
     def check(self, value: T) -> T:
         """The value itself; arrays, tensors and their scalars are checked as lists and numbers.
@@ -166,21 +178,41 @@ def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
-def described(declared: Mapping[str, Parameter]) -> str:
-    """A line for each parameter: its name, what is allowed, and the default, as JSON; or "none".
+def descriptions_of(plugin: Callable[..., Any]) -> dict[str, str]:
+    """What each parameter means, by name, from the section Parameters of a plug-in's docstring."""
+    _, _, section = (inspect.getdoc(plugin) or "").partition("\nParameters\n----------\n")
+    entries = re.findall(r"^(\w+)(?: : |$)((?:.*\n)(?: .*\n)*)", section.partition("\n\n")[0] + "\n", re.MULTILINE)
+    return {name: " ".join(text.replace("`", "").split()).rstrip(".") for name, text in entries}
+
+
+def described(declared: Mapping[str, Parameter], texts: Mapping[str, str] = types.MappingProxyType({})) -> str:
+    """A line for each parameter: its name, what is allowed, the default as JSON, and what it means, if `texts` says so.
+
+    Returns "none" without a parameter. A default that is not an allowed value, such as None for a parameter left out,
+    is not shown.
 
     >>> def probe(C: Positive = 1.0, metric: Annotated[str, OneOf("top1", "nll")] = "nll"): ...
-    >>> print(described(parameters_of(probe)))
-      C       a number above 0 (default: 1.0)
+    >>> print(described(parameters_of(probe), {"C": "inverse penalty"}))
+      C       a number above 0 (default: 1.0); inverse penalty
       metric  'top1' or 'nll' (default: "nll")
     """
     width = max(map(len, declared), default=0)
     lines = []
     for name, parameter in declared.items():
-        default = json.dumps(parameter.default, default=str)
-        shown = default if len(default) <= 60 else f"{default[:57]}..."
-        lines.append(f"  {name:<{width}}  {parameter.expected} (default: {shown})")
+        what = f"; {texts[name]}" if name in texts else ""
+        lines.append(f"  {name:<{width}}  {parameter.expected}{_default(parameter)}{what}")
     return "\n".join(lines) or "  none"
+
+
+def _default(parameter: Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return " (required)"
+    try:
+        parameter.check(parameter.default)
+    except ValueError:
+        return ""
+    text = json.dumps(parameter.default, default=str)
+    return f" (default: {text if len(text) <= 60 else f'{text[:57]}...'})"
 
 
 def check_record(
@@ -217,6 +249,11 @@ def json_value(text: str | bytes) -> Any:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The kinds that a union allows; of another annotation, itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _fits(value: Any, kind: Any) -> bool:

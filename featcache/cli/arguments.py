@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from featcache.datasets import DATASETS
+from featcache.cli.sources import sources_help
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
 from featcache.progress import Progress, Silent, coloured, printable, shown_progress
 from featcache.store import ImageStore, TextStore
@@ -48,9 +48,16 @@ preprocess_argument = _flag(
 
 
 def data_arguments(parser: argparse.ArgumentParser, metavar: str, nargs: str | None = None) -> None:
-    """Add the data set, or several with `nargs`, and ``--labels``."""
-    sources = ", ".join(sorted(DATASETS))
-    parser.add_argument("data", metavar=metavar, nargs=nargs, help=f"SOURCE:ARGUMENT, where SOURCE is one of {sources}")
+    """Add the data set, or several with `nargs`, and ``--labels``; ``--help`` lists sources and their options."""
+    parser.add_argument(
+        "data", metavar=metavar, nargs=nargs, help="SOURCE:ARGUMENT[,OPTION=VALUE...]; sources: see below"
+    )
+
+    def explain(args: argparse.Namespace) -> str:
+        data = vars(args).get("data") or []
+        return sources_help(parser.prog, [data] if isinstance(data, str) else data)
+
+    vars(parser)["explain"] = explain
     parser.add_argument(
         "--labels",
         default="names",

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, empty_classes, warn_empty_classes
-from featcache.datasets.classes import relabelled
+from featcache.datasets.classes import ClassOptions, relabelled
 from featcache.datasets.holdout import Holdout, divided
-from featcache.datasets.options import check_split, read_options, take_options
+from featcache.datasets.options import SourceOptions, check_split, read_options, take_options
 from featcache.errors import DatasetError
-from featcache.parameters import Plugins, parameters_of
+from featcache.parameters import Parameter, Plugins, parameters_of
 from featcache.prompts.class_lists import load_class_list
 from featcache.store.columns import labels_digest, metadata_digest
 
@@ -58,6 +58,11 @@ DATASETS: Plugins[Callable[..., Dataset]] = Plugins(
 """Source -> ``opener(argument, split, options, *, name, labels) -> Dataset``, which raises DatasetError for any fault
 of the data. An opener without ``labels`` names the classes itself. ``options``, if it has any, are a dataclass
 of `SourceOptions`, which declares them."""
+
+SIGNATURES: Plugins[Callable[[str], dict[str, Parameter]]] = Plugins(
+    {"torchvision": "featcache.datasets.sources.torchvision:declared_options"}
+)
+"""Sources whose options depend on the argument, with a function of it that returns them."""
 
 DOMAINS: Plugins[Callable[..., list[Dataset]]] = Plugins(
     {"collection": "featcache.datasets.sources.collection:open_collection"}
@@ -121,10 +126,21 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     return _open(spec, split, labels, name, domains=False)[0]
 
 
+def source_of(spec: str) -> tuple[str, str]:
+    """The source, and the argument with its options; these may follow at once: ``digits,holdout=0.2``."""
+    source = re.split("[:,]", spec, maxsplit=1)[0]
+    return source, spec[len(source) :].removeprefix(":")
+
+
+def options_of(source: str) -> type[SourceOptions]:
+    """The options of a source, which its opener declares; the base, which has none, if it takes none."""
+    declared = parameters_of(DATASETS[source]).get("options")
+    return SourceOptions if declared is None else declared.kind
+
+
 def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool) -> list[Dataset]:
     """The data sets of a specification; those on this machine record how to open them again."""
-    source = re.split("[:,]", spec, maxsplit=1)[0]  # options may follow at once: digits,holdout=0.2
-    argument = spec[len(source) :].removeprefix(":")
+    source, argument = source_of(spec)
     if source not in DATASETS:
         raise _unknown(spec, source)
     opener: Callable[..., Dataset | list[Dataset]]
@@ -137,7 +153,7 @@ def _open(spec: str, split: str, labels: str, name: str | None, *, domains: bool
     settings: dict[str, object] = {"name": name, "labels": labels} if "labels" in accepted else {"name": name}
     has_classes = source == "torchvision" and argument.startswith("LSUN:")  # LSUN itself takes classes=
     argument, options = take_options(
-        argument, parameters_of(Holdout) if has_classes else (*parameters_of(Holdout), "classes")
+        argument, parameters_of(Holdout) | ({} if has_classes else parameters_of(ClassOptions))
     )
     listed = load_class_list(options.pop("classes")) if "classes" in options else None
     holdout = Holdout.of_options(options)

@@ -6,17 +6,30 @@ become indices into the list. Classes without names ("0", "1", ...), and classes
 """
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.datasets.base import SampleIndex
+from featcache.datasets.options import SourceOptions
 from featcache.errors import DatasetError
 from featcache.progress import first_few
 from featcache.prompts.class_lists import ClassList, load_class_list
 from featcache.prompts.text_files import CLASS_FILE
+
+
+@dataclass(frozen=True)
+class ClassOptions(SourceOptions):
+    """The option of every source that names the classes.
+
+    Parameters
+    ----------
+    classes : class list, by name or file, instead of the source's own
+    """
+
+    classes: str | None = None
 
 
 def listed_beside(index: SampleIndex, folder: Path) -> SampleIndex:

@@ -30,7 +30,15 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Holdout(SourceOptions):
-    """How a split is divided: the share to hold out, the seed, and the metadata column of the groups."""
+    """How data without splits are divided into ``train`` and, for what is held out, ``val`` or ``test``.
+
+    Parameters
+    ----------
+    holdout : share of each class to hold out
+    holdout_seed : seed of the choice
+    holdout_group : metadata column; samples with equal values stay together
+    holdout_of : split of the source that is divided
+    """
 
     holdout: Annotated[float, Range(0, 1, open=True, below=True)]
     holdout_seed: int = 0

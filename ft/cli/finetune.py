@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
-import re
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from featcache.cli.arguments import (
@@ -20,6 +18,7 @@ from featcache.cli.arguments import (
     table_width,
 )
 from featcache.errors import TrainingError
+from featcache.parameters import descriptions_of
 from featcache.progress import Silent, counted
 from ft.recipes import RECIPES, load_recipe
 from ft.regularizers import REGULARIZERS
@@ -59,17 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device_argument(parser)
     quiet_argument(parser)
     root_argument(parser)
-    kinds, texts = get_type_hints(FinetuneOptions), _descriptions()
+    kinds, texts = get_type_hints(FinetuneOptions), descriptions_of(FinetuneOptions)
     for option in dataclasses.fields(FinetuneOptions):
         if option.name not in ("regularizers", "eval_names"):
             _add_flag(parser, option.name, kinds[option.name], option.default, texts.get(option.name, ""))
-
-
-def _descriptions() -> dict[str, str]:
-    """What each option means, from the docstring of `FinetuneOptions`."""
-    _, _, section = (inspect.getdoc(FinetuneOptions) or "").partition("----------\n")
-    entries = re.findall(r"^(\w+)(?: : |$)((?:.*\n)(?: .*\n)*)", section.partition("\n\n")[0] + "\n", re.MULTILINE)
-    return {name: " ".join(text.replace("`", "").split()).rstrip(".") for name, text in entries}
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: object, text: str) -> None:

@@ -78,10 +78,14 @@ class ArrayDataset(Opened):
 
 @dataclass(frozen=True)
 class ArraysOptions(SourceOptions):
-    """Options of ``arrays:``."""
+    """Options of ``arrays:``.
+
+    Parameters
+    ----------
+    prepared : preparation that published arrays have gone through, which is not repeated
+    """
 
     prepared: Annotated[str, OneOf("central-crop")] | None = None
-    """A preparation of `featcache.encoders.preparation` that published arrays have gone through."""
 
 
 def open_arrays(

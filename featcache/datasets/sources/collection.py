@@ -67,7 +67,12 @@ COLLECTIONS = {
 
 @dataclass(frozen=True)
 class CollectionOptions(SourceOptions):
-    """Options of ``collection:``."""
+    """Options of ``collection:``.
+
+    Parameters
+    ----------
+    domain : domains to read (default: all)
+    """
 
     domain: Sequence[str] = ()
 

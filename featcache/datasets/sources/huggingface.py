@@ -4,17 +4,7 @@ PLACE is a folder that ``save_to_disk`` wrote, a folder of data files, one data 
 rows are the split), or a name on the hub (``cifar10``, ``zh-plus/tiny-imagenet``). Images are read as encoded files and
 decoded as in every other source.
 
-========== ======================================================== ================================================
-option     what                                                     default
-========== ======================================================== ================================================
-image=     column of images, or of the bytes of their files         the only one with an image feature, else of bytes
-label=     class labels, whole numbers or names                     the only ClassLabel, else ``label`` or ``labels``
-id=        column of unique sample ids                              split and row: ``test/0000041``
-metadata=  columns to store: ``metadata=region+year``               none
-config=    configuration, if the data set has several               its only one
-streaming= ``yes``: keep nothing on disk. The data set is read once ``no``
-           for its index, and again, in order, for its images
-========== ======================================================== ================================================
+Options: `HubOptions`.
 
 Class order. That of the ClassLabel feature, else as in ``webdataset:``. A ``classes.txt`` in a local PLACE renames the
 classes.
@@ -97,7 +87,17 @@ class Window:
 
 @dataclass(frozen=True)
 class HubOptions(SourceOptions):
-    """Options of ``hf:``; see the module docstring."""
+    """Options of ``hf:``.
+
+    Parameters
+    ----------
+    image : column of images, or of the bytes of their files (default: the only one)
+    label : column of class labels, whole numbers or names (default: the only ClassLabel, else ``label`` or ``labels``)
+    id : column of unique sample ids (default: split and row, ``test/0000041``)
+    metadata : columns to store
+    config : configuration, if the data set has several
+    streaming : keep nothing on disk; read the data once for the index, then in order for the images (default: no)
+    """
 
     image: str | None = None
     label: str | None = None

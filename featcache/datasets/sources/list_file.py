@@ -43,7 +43,12 @@ class ListRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RootOptions(SourceOptions):
-    """Options of ``list:`` and ``coop:``."""
+    """Options of ``list:`` and ``coop:``.
+
+    Parameters
+    ----------
+    root : folder that paths start from (default: the file's, or one near it with the images)
+    """
 
     root: str | None = None
 

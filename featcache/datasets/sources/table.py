@@ -1,19 +1,8 @@
 """``table:FILE``: a table with one row per sample: path, label, and any other columns.
 
 FILE is Parquet, CSV, TSV or JSON lines (``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``); ``{split}`` in it is replaced by
-the split's name. Columns with other than the usual names are given as options, ``table:FILE,path=image,label=breed``:
-
-=========== ============================================================= ============================================
-option      meaning                                                       default: the first column of these names
-=========== ============================================================= ============================================
-path=       path of the image and id of the sample                        path, file_name, filename, filepath, file
-label=      class name, or class index if all are whole numbers           label, class, target, category
-split=      split of the row; without such a column all rows are taken    split
-metadata=   columns to store: ``metadata=region+year``                    all other columns of strings or numbers
-root=       folder that paths start from                                  the table's
-unlabelled= ``drop``: leave out rows without a label                      such rows are refused
-labels=     multi-label data, see below                                   one label per sample
-=========== ============================================================= ============================================
+the split's name. Columns with other than the usual names are given as options, ``table:FILE,path=image,label=breed``;
+see `TableOptions`.
 
 Multi-label data. ``labels=tags`` names a column with the classes that apply to a sample: ``cat|dog``, a JSON list of
 names or class indices (in Parquet and JSON lines, a list), or nothing. ``separator=;`` (or ``space``, ``comma``) sets
@@ -52,7 +41,20 @@ USUAL = {
 
 @dataclass(frozen=True)
 class TableOptions(SourceOptions):
-    """Options of ``table:``; see the module docstring."""
+    """Options of ``table:``.
+
+    Parameters
+    ----------
+    path : column of image paths, which are the ids (default: path, file_name, filename, filepath or file)
+    label : column of class names, or indices if all are whole numbers (default: label, class, target or category)
+    split : column of splits (default: split; without such a column all rows are taken)
+    metadata : columns to store (default: all other columns of strings or numbers)
+    root : folder that paths start from (default: that of the table)
+    labels : multi-label data: the column that lists the classes of a sample, or one column per class
+    unknown : multi-label data: columns that list classes which may or may not apply
+    separator : what separates classes in a cell, also ``space`` or ``comma``
+    unlabelled : leave out rows without a label (default: refuse them)
+    """
 
     path: str | None = None
     label: str | None = None

@@ -54,7 +54,13 @@ class _Sample:
 
 @dataclass(frozen=True)
 class TfdsOptions(SourceOptions):
-    """Options of ``tfds:``: the features of images and labels."""
+    """Options of ``tfds:``.
+
+    Parameters
+    ----------
+    image : feature of the images, if there are several
+    label : feature of the labels, if there are several
+    """
 
     image: str | None = None
     label: str | None = None

@@ -2,8 +2,8 @@
 
 CLASS is a name in ``torchvision.datasets``: ``CIFAR10``, ``MNIST``, ``Food101``, ``DTD``, ``GTSRB``, ... The split is
 passed as ``split=``, or, as ``train`` or ``test``, for ``train=``; it is ``all`` for a class with neither. Other
-arguments of the class follow ROOT: ``torchvision:EMNIST:ROOT,split=letters``. Nothing is downloaded without
-``download=yes``.
+arguments of the class follow ROOT: ``torchvision:EMNIST:ROOT,split=letters``. `declared_options` are their names and
+types. Nothing is downloaded without ``download=yes``.
 
 Content. If the class lists image files, these are read directly, after a check that the first decodes to the image that
 the class returns. Otherwise a sample's content is the mode, size and pixels of the returned image.
@@ -28,13 +28,12 @@ from featcache.datasets.files import ImageFiles, file_index, local_path, read_re
 from featcache.datasets.options import WHOLE, default_name, split_options
 from featcache.datasets.pictures import PictureDataset, to_content
 from featcache.errors import DatasetError, ImageReadError
+from featcache.parameters import Parameter, parameters_of
 
 FILE_LISTS = ("samples", "_samples", "_image_files", "_images", "images", "data")
 LABEL_LISTS = ("targets", "_labels", "labels", "y", "samples", "_samples")
 VisionData: TypeAlias = Any
 """A torchvision data set; their only common interface is ``len`` and indexing."""
-
-WORDS: dict[str, object] = {"yes": True, "no": False}
 
 
 def open_torchvision(argument: str, split: str, *, name: str | None = None) -> ImageFiles | PictureDataset:
@@ -72,18 +71,45 @@ def _index(source: VisionData, ids: Sequence[str], files: Sequence[tuple[int, in
     return file_index(ids, files, labels, names)
 
 
-def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> VisionData:
+def _factory(kind: str) -> VisionData:
     from torchvision import datasets
 
     factory = getattr(datasets, kind, None)
     if not inspect.isclass(factory) or not issubclass(factory, datasets.VisionDataset):
         known = [name for name in datasets.__all__ if isinstance(getattr(datasets, name), type)]
         raise DatasetError(f"torchvision:{kind}: no such data set; expected one of {', '.join(known)}")
-    accepted = inspect.signature(factory).parameters
-    given: dict[str, object] = {key: WORDS.get(value, value) for key, value in options.items()}
-    unknown = sorted(set(given) - set(accepted))
-    if unknown:
-        raise DatasetError(f"torchvision:{kind}: takes no {', '.join(unknown)}; expected {', '.join(accepted)}")
+    return factory
+
+
+def declared_options(argument: str) -> dict[str, Parameter]:
+    """The options of ``CLASS:ROOT``: what the constructor of the class takes, and bases that it passes ``**kwargs`` to.
+
+    Functions, such as transforms, cannot be given in text.
+    """
+    declared: dict[str, Parameter] = {}
+    for base in _factory(argument.partition(":")[0]).__mro__:
+        found = {name: one.given for name, one in parameters_of(base).items() if not _is_internal(one)}
+        declared |= found | declared
+        if not any(one.kind is one.VAR_KEYWORD for one in inspect.signature(base).parameters.values()):
+            break
+    return declared
+
+
+def _is_internal(parameter: Parameter) -> bool:
+    return parameter.name in ("root", "args", "kwargs") or parameter.name[0] == "_" or "Callable" in str(parameter.kind)
+
+
+def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> VisionData:
+    factory = _factory(kind)
+    accepted, declared = inspect.signature(factory).parameters, declared_options(kind)
+    if unknown := sorted(options.keys() - declared.keys()):
+        raise DatasetError(
+            f"torchvision:{kind}: takes no {', '.join(unknown)}; expected {', '.join(declared) or 'no option'}"
+        )
+    try:
+        given = {name: declared[name].check(declared[name].parsed(text)) for name, text in options.items()}
+    except ValueError as error:
+        raise DatasetError(f"torchvision:{kind}: option {error}") from None
     given |= _split_arguments(kind, split, set(accepted) - set(given))
     if "root" in accepted:
         given["root"] = str(root)

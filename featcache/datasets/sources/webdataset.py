@@ -80,7 +80,14 @@ class _Sample:
 
 @dataclass(frozen=True)
 class WebdatasetOptions(SourceOptions):
-    """Options of ``webdataset:``."""
+    """Options of ``webdataset:``.
+
+    Parameters
+    ----------
+    label : extension of the label, or a field of the ``json``
+    image : extension of the image, if a sample has several
+    metadata : fields of the ``json`` to store
+    """
 
     label: str = "cls"
     image: str | None = None

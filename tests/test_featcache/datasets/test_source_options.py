@@ -1,19 +1,22 @@
 """Options of all sources: declared once, converted and checked before anything is opened."""
 
 import re
+from dataclasses import dataclass
 from inspect import Parameter as Signature
 
 import pytest
 
 import featcache
 from featcache.cli.main import main
-from featcache.datasets import DATASETS, open_dataset
+from featcache.datasets import DATASETS, Dataset, open_dataset
+from featcache.datasets.classes import ClassOptions
 from featcache.datasets.holdout import Holdout
 from featcache.datasets.options import SourceOptions, read_options
 from featcache.datasets.sources.huggingface import HubOptions, live_huggingface
 from featcache.datasets.sources.table import TableOptions
+from featcache.datasets.sources.torchvision import declared_options
 from featcache.errors import DatasetError
-from featcache.parameters import parameters_of
+from featcache.parameters import Count, descriptions_of, parameters_of
 
 ACCEPTED = {source: parameters_of(DATASETS[source]) for source in DATASETS}
 KINDS = {source: accepted["options"].kind for source, accepted in ACCEPTED.items() if "options" in accepted}
@@ -77,3 +80,64 @@ def test_options_from_python_and_the_command_line_are_checked_alike(capsys) -> N
         featcache.encode("digits", "test", holdout=2)
     assert main(["encode", "digits", "--holdout", "2"]) == DatasetError.exit_code
     assert "option holdout is 2.0, expected a number above 0 and below 1" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class FrameOptions(SourceOptions):
+    """Options of a source of another package.
+
+    Parameters
+    ----------
+    every : take each K-th frame
+    """
+
+    every: Count = 1
+
+
+def open_frames(argument: str, split: str, options: FrameOptions, *, name: str | None = None) -> Dataset:
+    """Frames of a video."""
+    raise NotImplementedError
+
+
+def test_help_lists_every_source_and_the_options_of_those_named(capsys, monkeypatch) -> None:
+    monkeypatch.setitem(DATASETS.data, "frames", open_frames)
+    for verb in ("encode", "finetune"):
+        assert main([verb, "--help"]) == 0
+        shown = capsys.readouterr().out
+        forms = [line.split()[0] for line in shown.partition("\nsources ")[2].splitlines()[1:]]
+        assert sorted({re.split("[:,]", form)[0] for form in forms}) == sorted(DATASETS)
+        assert re.search(r"^  frames:ARGUMENT +Frames of a video\.$", shown, re.MULTILINE)
+        assert f"`featcache {verb} SOURCE: --help`" in shown
+    kinds = KINDS | {"frames": FrameOptions}
+    assert main(["encode", *(f"{source}:" for source in kinds), "--help"]) == 0
+    shown = capsys.readouterr().out
+    for source, kind in (*kinds.items(), ("every source", ClassOptions), ("every source", Holdout)):
+        texts = descriptions_of(kind)
+        listed = "".join(re.findall(rf"^options of {source}\b.*:\n((?:  .*\n)+)", shown, re.MULTILINE))
+        for name, parameter in parameters_of(kind).items():
+            line = re.search(rf"^  {name} +(.*)$", listed, re.MULTILINE)
+            assert line, (source, name)
+            assert line[1].startswith(parameter.given.expected), (source, name)
+            assert line[1].endswith(f"; {texts[name]}"), (source, name)
+    assert "  every  a whole number from 1 to 2,147,483,647 (default: 1); take each K-th frame\n" in shown
+    assert re.search(r"annotations +a string \(required\); JSON file of instances", shown)
+
+
+def test_options_of_torchvision_come_from_its_constructors(capsys) -> None:
+    assert main(["encode", "torchvision:DTD:somewhere", "--help"]) == 0
+    assert "  partition  a whole number (default: 1)\n" in capsys.readouterr().out
+    emnist = declared_options("EMNIST:DIR")  # passes **kwargs to MNIST, which downloads
+    assert list(emnist) == ["split", "train", "download"]
+    assert emnist["download"].parsed("yes") is True
+    assert declared_options("STL10")["folds"].parsed("3") == 3
+    pets = declared_options("OxfordIIITPet")["target_types"]
+    assert (pets.parsed("category"), pets.parsed("category+binary-category")) == (
+        "category",
+        ["category", "binary-category"],
+    )
+    with pytest.raises(DatasetError) as error:
+        open_dataset("torchvision:DTD:/nowhere,partition=x", "train")
+    one_line(error, "torchvision:DTD: option partition is 'x', expected a whole number")
+    with pytest.raises(DatasetError, match=r"cannot be opened \(Dataset not found"):
+        open_dataset("torchvision:DTD:/nowhere,partition=3", "train")
+    assert main(["encode", "torchvision:NoSuch", "--help"]) == DatasetError.exit_code

@@ -135,7 +135,7 @@ def test_unknown_classes_splits_and_arguments_are_refused(tmp_path):
         ("torchvision:NoSuch:x", "train", "no such data set; expected one of .*CIFAR10"),
         ("torchvision:CIFAR10", "train", "expected torchvision:CLASS:ROOT"),
         (f"torchvision:CIFAR10:{tmp_path}", "train", "cannot be opened .*download=yes"),
-        (f"torchvision:CIFAR10:{tmp_path},year=3", "train", "takes no year; expected root, train"),
+        (f"torchvision:CIFAR10:{tmp_path},year=3", "train", "takes no year; expected train, download"),
         (f"torchvision:ImageFolder:{tmp_path}", "test", "has no splits; pass 'all'"),
         (f"torchvision:DTD:{tmp_path}", "dev", "cannot be opened .*dev"),
         (f"torchvision:extended_url:{tmp_path}", "all", "no such data set"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from featcache.cli.main import main
-from ft.cli.finetune import _descriptions, _options, add_arguments
+from featcache.parameters import descriptions_of
+from ft.cli.finetune import _options, add_arguments
 from ft.recipes import RECIPES, load_recipe
 from ft.training.loop import FinetuneResult
 from ft.training.options import FinetuneOptions
@@ -102,7 +103,7 @@ def test_steps_or_epochs_replace_those_of_the_recipe() -> None:
 
 
 def test_every_option_has_a_help_text() -> None:
-    texts = _descriptions()
+    texts = descriptions_of(FinetuneOptions)
     assert texts.keys() == {option.name for option in dataclasses.fields(FinetuneOptions)}
     assert texts["lr"] == "learning rate"
     assert texts["prior"] == "features of the frozen model: computed online, or kept in a store for later runs"

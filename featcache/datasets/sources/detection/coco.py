@@ -29,7 +29,12 @@ MAX_JSON = 1 << 31
 
 @dataclass(frozen=True)
 class CocoOptions(SourceOptions):
-    """Options of ``coco:``."""
+    """Options of ``coco:``.
+
+    Parameters
+    ----------
+    annotations : JSON file of instances; ``{split}`` in it is replaced by the split
+    """
 
     annotations: str
 

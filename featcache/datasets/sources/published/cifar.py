@@ -32,7 +32,12 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class CifarOptions(SourceOptions):
-    """Options of ``cifar:``."""
+    """Options of ``cifar:``.
+
+    Parameters
+    ----------
+    version : version of CIFAR-10.1 (default: v6)
+    """
 
     version: Annotated[str, OneOf("v4", "v6")] | None = None
 

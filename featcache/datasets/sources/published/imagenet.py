@@ -46,7 +46,12 @@ RESULTS_NAMES = {VERSIONS[kind]: name for kind, name in WISE_FT.items()}
 
 @dataclass(frozen=True)
 class ImageNetOptions(SourceOptions):
-    """Options of ``imagenet:``."""
+    """Options of ``imagenet:``.
+
+    Parameters
+    ----------
+    names : whose names the data sets have in results, such as WiSE-FT's ``ImageNetV2``
+    """
 
     names: Annotated[str, OneOf("wise-ft")] | None = None
 

@@ -51,7 +51,12 @@ Annotations = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class YtbbOptions(SourceOptions):
-    """Options of ``ytbb-robust:``."""
+    """Options of ``ytbb-robust:``.
+
+    Parameters
+    ----------
+    labels : folder of the label files (default: they are in the folder of the data)
+    """
 
     labels: str | None = None
 
