@@ -353,7 +353,7 @@ def test_a_mistake_is_answered_in_one_line(
     assert listed() == before  # nothing is begun
 
 
-def test_every_verb_has_its_mistakes() -> None:
+def test_every_verb_has_tested_mistakes() -> None:
     commands = [command for _, command, _ in rows()]
     assert len(commands) == len(set(commands)) >= 150
     assert set(VERBS) <= {command.split()[0] for command in commands}

@@ -8,7 +8,7 @@ import re
 import griffe
 
 SECTION = re.compile(r"(?<=\n)((?:Parameters|Attributes)\n-+\n)(.*?)(?=\n\n\S[^\n]*\n-+\n|\Z)", re.S)
-NAMED = re.compile(r"^(\*{0,2}\w[\w, *]*) : (.*)$", re.M)
+NAMED = re.compile(r"^(\*{0,2}\w[\w, *]*) : (.*)$(\n +\S)?", re.M)
 
 
 def described(text: str) -> str:
@@ -16,8 +16,14 @@ def described(text: str) -> str:
 
     >>> described("Fit.\n\nParameters\n----------\nX : rows (N, D)\n\nReturns\n-------\nint : theirs")
     'Fit.\n\nParameters\n----------\nX\n    rows (N, D)\n\nReturns\n-------\nint : theirs'
+    >>> described("Head.\n\nAttributes\n----------\nT_ : float\n    The temperature.")
+    'Head.\n\nAttributes\n----------\nT_\n    float.\n    The temperature.'
     """
-    return SECTION.sub(lambda found: found[1] + NAMED.sub(r"\1\n    \2", found[2]), text)
+    return SECTION.sub(lambda found: found[1] + NAMED.sub(_on_its_own_line, found[2]), text)
+
+
+def _on_its_own_line(named: re.Match[str]) -> str:
+    return f"{named[1]}\n    {named[2]}" + (f".{named[3]}" if named[3] else "")
 
 
 class DescribedParameters(griffe.Extension):  # type: ignore[misc, unused-ignore]

@@ -136,7 +136,7 @@ def test_damaged_chunks_are_not_copied(tmp_path: Path, name: str) -> None:
     assert np.abs(new.store.numpy()[0] - projected(Pictures([*range(20), 30]), encoder)).max() < 0.1  # but the noise
 
 
-def test_unfinished_and_damaged_stores_are_no_donors(tmp_path: Path) -> None:
+def test_unfinished_and_damaged_stores_are_not_donors(tmp_path: Path) -> None:
     encoder = Noisy()
     one = run(tmp_path, Pictures(range(20)), encoder).store.path
     Path(one / "manifest.json").unlink()

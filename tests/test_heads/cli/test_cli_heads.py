@@ -70,7 +70,7 @@ def test_a_transductive_head_predicts_only_the_rows_it_was_fitted_on(cli: Any, h
     assert "is transductive: it predicts only the" in error
 
 
-def test_the_file_of_a_linear_head_stands_for_texts(cli: Any) -> None:
+def test_the_file_of_a_linear_head_can_replace_texts(cli: Any) -> None:
     """The same probabilities from the text store and from the zero-shot head's file; a few-shot head may come first."""
     assert cli("fit", "zero_shot", "texts/digits", "-o", "zs.safetensors")[0] == 0
     test, found = "digits/test@tiny", []

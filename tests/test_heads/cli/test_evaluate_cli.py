@@ -277,7 +277,7 @@ def test_a_metric_without_a_selection_is_refused(cli: Any) -> None:
     assert "--metric nll: it is what --select compares" in error
 
 
-def test_the_head_leads_to_the_store_of_its_encoder(cli: Any, root: Path) -> None:
+def test_stores_of_the_heads_encoder_are_preferred(cli: Any, root: Path) -> None:
     other = NumpyEncoder(1)
     other.name = "other"
     store = featcache.encode(Shapes("shapes-dark", "test", 500, 60, 9), model=other, root=root)

@@ -125,7 +125,7 @@ def rows_of_length_zero(X: Any, y: Any) -> tuple[Any, Any]:
     ],
 )
 @pytest.mark.parametrize("stored", [True, False])
-def test_odd_rows_still_give_a_sound_head(
+def test_unusual_rows_still_give_a_valid_head(
     fit: Fit, images: Any, odd: Callable[..., Any], least: float, stored: bool
 ) -> None:
     store, test = images(), images(seed=5, split="test", dataset_key="data-2")

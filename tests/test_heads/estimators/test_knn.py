@@ -48,7 +48,7 @@ def test_search_is_a_stable_sort_of_all_products(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("given", "said"), [((20, 30, 60), 20), ((5, 20, 60), None), ((1, 2, 3), 3)])
-def test_the_end_of_the_path_is_a_warning(given: Any, said: int | None) -> None:
+def test_choosing_the_end_of_the_path_warns(given: Any, said: int | None) -> None:
     """Twelve rows per class along a circle: far more neighbours are of other classes, and a few are noise."""
     rng = np.random.default_rng(0)
     angles = np.repeat(np.arange(6), 12) + 0.35 * rng.normal(size=72)

@@ -89,7 +89,7 @@ def test_calibration_error_by_its_definition() -> None:
     assert measure(sure, labels)["ece"] == 0.0
 
 
-def test_brier_score_of_sure_rows() -> None:
+def test_brier_score_of_certain_rows() -> None:
     """Terms that cancel leave nothing below zero, and a row that is certainly wrong costs 2."""
     logits = np.float32(200) * np.eye(3, dtype=np.float32)
     assert measure(logits, np.arange(3))["brier"] == 0.0

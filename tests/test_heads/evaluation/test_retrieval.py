@@ -109,7 +109,7 @@ def pair(tmp_path: Path) -> tuple[Any, Any]:
     return images, made.store
 
 
-def test_stores_meet_by_sample_id(pair: tuple[Any, Any]) -> None:
+def test_stores_are_matched_by_sample_id(pair: tuple[Any, Any]) -> None:
     images, texts = pair
     row = retrieve(images, texts, ks=(1, 3, 10))
     X, sentences, owners = images.numpy()[0], [], []

@@ -383,7 +383,7 @@ def test_sums_that_leave_a_gpu_in_one_copy_are_the_sums(monkeypatch: pytest.Monk
         ("mps", (torch.float16, torch.float16), "chunked"),
     ],
 )
-def test_auto_goes_by_device_and_type(
+def test_auto_depends_on_device_and_type(
     device: str, kinds: tuple[torch.dtype, torch.dtype], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "_why_not", lambda name, problem: None)

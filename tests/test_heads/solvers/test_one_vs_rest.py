@@ -36,7 +36,7 @@ def test_a_path_is_that_of_one_vs_rest(fit_intercept: bool) -> None:
         np.testing.assert_allclose(found.objectives, objective, rtol=1e-9)
 
 
-def test_unknown_targets_leave_their_rows_out_of_their_class_alone() -> None:
+def test_rows_with_unknown_targets_are_left_out_of_that_class_only() -> None:
     X, Y = rows()
     Y[np.random.default_rng(1).random(Y.shape) < 0.3] = -1
     found = OneVsRestSolver(lambda: [(X, Y)], 12, 5, tol=1e-15).fit(1.0)
@@ -58,7 +58,7 @@ def test_blocks_of_a_stream_give_what_rows_in_memory_give() -> None:
     np.testing.assert_allclose(OneVsRestSolver(blocks, 12, 5).fit(1.0).weights, whole.weights, rtol=1e-7)
 
 
-def test_classes_without_both_answers_are_not_fitted() -> None:
+def test_classes_without_positives_or_negatives_are_not_fitted() -> None:
     X, Y = rows()
     Y[:, 1], Y[:, 2], Y[:, 3] = 0, 1, -1
     solver = OneVsRestSolver(lambda: [(X, Y)], 12, 5, missing_intercept=-50.0)

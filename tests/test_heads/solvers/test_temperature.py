@@ -99,7 +99,7 @@ def test_separable_rows_get_a_finite_temperature_by_likelihood_alone() -> None:
     assert nll(scores, np.arange(4), temperature) < 1e-6
 
 
-def test_scores_that_say_nothing_are_flattened() -> None:
+def test_uninformative_scores_are_flattened() -> None:
     scores, wrong = np.eye(4), (np.arange(4) + 1) % 4
     assert nll(scores, wrong, fit_temperature(scores, wrong)) == pytest.approx(np.log(4), abs=1e-3)
     assert fit_temperature(np.ones((3, 4)), np.array([0, 1, 2])) == 1.0
