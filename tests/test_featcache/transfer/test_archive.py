@@ -93,6 +93,21 @@ def test_links_and_devices_are_refused(store: ImageStore, tmp_path: Path, kind: 
         unpack(written(tmp_path / "odd.tar", content, odd), tmp_path / "other")
 
 
+def test_archives_of_no_store_or_of_several_are_refused(store: ImageStore, tmp_path: Path) -> None:
+    pack(store.path, tmp_path / "a.tar")
+    content = entries(tmp_path / "a.tar")
+    kind, encoder, dataset, _ = next(iter(content)).split("/", 3)
+    moved = [f"{kind}/{encoder}/{'0' * len(dataset)}", f"{kind}/{encoder}/notes", f"pictures/{encoder}/{dataset}"]
+    several = {**content, f"{moved[0]}/manifest.json": b"{}"}
+    others = [
+        {name.replace(f"{kind}/{encoder}/{dataset}", place): x for name, x in content.items()} for place in moved[1:]
+    ]
+    for wrong in ({}, several, *others, {f"{kind}/{encoder}/{dataset}": b"x"}):
+        with pytest.raises(DatasetError, match="no store, or several"):
+            unpack(written(tmp_path / "wrong.tar", wrong), tmp_path / "other")
+    assert not list((tmp_path / "other").rglob("*"))
+
+
 def test_errors_name_the_packed_file_not_the_temporary_folder(store: ImageStore, tmp_path: Path) -> None:
     packed = tmp_path / "packed.tar"
     pack(store.path, packed)
