@@ -28,8 +28,8 @@ def hash_set(source: FeatureSource) -> Hashes | None:
     if hashes is None:
         return None
     rows = hashes[source.valid] if is_table(source) else hashes
-    if isinstance(source, FewShotStore) and source.grouped_by is not None:
-        rows = np.concatenate([rows, group_hashes(source.grouped_by, source.metadata[source.grouped_by])])
+    if is_table(source) and (column := column_of(source, None)) is not None:
+        rows = np.concatenate([rows, group_hashes(column, source.metadata[column])])
     return np.unique(rows)
 
 
@@ -70,8 +70,9 @@ def group_hashes(column: str, values: Array) -> Hashes:
 
 def column_of(source: FeatureSource | None, groups: ArrayLike | None) -> str | None:
     """The metadata column that equals groups (N',) of the valid rows; None if the source has no such column."""
-    if isinstance(source, FewShotStore) and source.grouped_by is not None:
-        return source.grouped_by
+    grouped_by: str | None = getattr(source, "grouped_by", None)  # of a `FewShotStore`, also within another source
+    if grouped_by is not None:
+        return grouped_by
     if source is None or groups is None or not is_table(source):
         return None
     given = to_numpy(groups)

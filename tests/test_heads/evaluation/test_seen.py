@@ -297,6 +297,19 @@ def test_a_grouped_store_is_held_out_refused_and_excluded_by_group(
         grouped(train, "ward")
 
 
+@pytest.mark.parametrize("kind", [Ridge, Logistic])
+def test_groups_are_recorded_with_standardised_features(splits: dict[str, ImageStore], kind: Any) -> None:
+    patients = {"patient": np.array([f"p{i // 4}" for i in range(20)], object)}
+    train, test = (resident(splits[name], "cpu") for name in ("train", "test"))
+    rows = grouped(replace(train, metadata=patients), "patient")
+    later = replace(test, metadata={"patient": np.array(["p1", *["p9"] * 11], object)}, split="test")
+    (plain, scaled) = (kind([1.0], standardise=how).fit(rows, selection=test).provenance_ for how in (False, True))
+    assert plain.fitted_on == scaled.fitted_on
+    np.testing.assert_array_equal(plain.fitted_on[0].rows, scaled.fitted_on[0].rows)
+    with pytest.raises(HeadError, match=r"1 of the 12 rows.*or share a patient with them"):
+        evaluate([kind([1.0], standardise=True).fit(rows, selection=test)], [later], allow_chosen=True)
+
+
 def test_equal_sets_are_kept_once_in_a_file_and_older_files_fall_back_to_names(
     splits: dict[str, ImageStore], tmp_path: Path
 ) -> None:
