@@ -281,6 +281,8 @@ class StoreJob(ABC, Generic[S]):
 
     def _finish(self, outputs: Outputs) -> bool:
         """Check every chunk and write the manifests; False if a chunk has to be made again."""
+        if self.finished() is None:  # a manifest without the files that it refers to, which were deleted meanwhile
+            outputs.store.reopen()
         damaged = [writer.drop_damaged() for _, writer in reversed(outputs.without_manifest())]
         if any(damaged) or outputs.pending():
             return False

@@ -110,6 +110,7 @@ class StoreWriter:
             places.put(self.store / HEADER, metadata[HEADER])
         vouched = {} if manifest is None or manifest.key != self.header.key else manifest.files
         self._put_beside(metadata, vouched)  # rewrites the header if it describes other labels
+        self._beside = {**metadata, **self.files}
 
     def _is_damaged(self, header: Header, manifest: Manifest | None) -> bool:
         """Whether a header that differs from ours is damaged, rather than that of another store."""
@@ -179,10 +180,15 @@ class StoreWriter:
         checksums = {name: self._put_rows(spec, rows, values[name]) for name, spec in self.specs.items()}
         marker = Marker(chunk, len(rows), checksums, tuple(bad))
         places.put(self.store / Marker.name(chunk), marker.to_bytes())
-        # A manifest written meanwhile may be based on an older marker of this chunk.
-        if places.stat(self.store / MANIFEST) is not None and not self._manifest_agrees([marker], {}):
+        # A manifest written meanwhile may be based on an older marker of this chunk, or on files that are gone.
+        finished = places.stat(self.store / MANIFEST) is not None
+        if finished and (self._deleted() or not self._manifest_agrees([marker], {})):
             self.reopen()
         return True
+
+    def _deleted(self) -> set[str]:
+        """The files of `_begin` that are missing: ``featcache rm`` may run while a store is written."""
+        return self._beside.keys() - places.files(self.store).keys()
 
     def _put_rows(self, spec: ArraySpec, rows: range, values: Array | tuple[str, ...]) -> str:
         """Write the files of an array's rows in a chunk, if they are not written yet; returns the marker's entry."""
@@ -237,6 +243,8 @@ class StoreWriter:
         markers = self.markers()
         checksums = {name: [v for marker in markers for v in marker.checksums[name].split()] for name in self.specs}
         # Everything that the manifest refers to comes before it.
+        for name in self._deleted():
+            places.put(self.store / name, self._beside[name])
         whole = {
             name: self._put_rows(spec, range(spec.shape[0]), values[name]).split() for name, spec in self.whole.items()
         }
@@ -253,8 +261,9 @@ class StoreWriter:
         manifest = Manifest(kind, key, identity, self.specs, self.whole, sums, files, dict(info), (PROVENANCE,))
         if len(markers) == self.rows_spec.n_chunks:
             places.create(self.store / MANIFEST, manifest.to_bytes())
-        # Another writer may have changed chunks or labels since they were read above.
-        if not self._manifest_agrees(self.markers(), whole):
+        # Another process may have changed or deleted chunks or labels since they were read above.
+        markers = self.markers()
+        if len(markers) < self.rows_spec.n_chunks or not self._manifest_agrees(markers, whole):
             self.reopen()
             raise StoreIncompleteError(
                 f"{self.store}: another run changed chunks or labels while the store was being finished; run the same "

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,15 @@ from fakes import NumpyDataset, NumpyEncoder, projected
 from featcache import EncodeOptions, encode_dataset
 from featcache.encoding.chunks import normalise
 from featcache.encoding.options import Share
+from featcache.encoding.store_job import FINISH
 from featcache.errors import FeatcacheError, MismatchError, ShardDoneError, StoreIncompleteError, StoreSchemaError
 from featcache.store import ImageStore, StoreWriter, claims, open_store, places, verify
 from featcache.store.claims import STALE_SECONDS, Claims
+from featcache.store.layout import ArraySpec
 from featcache.store.manifest import Marker
 from featcache.store.places import create, put
 from featcache.store.places import local as atomic
+from featcache.store.upkeep.deletion import Garbage, delete, stores_to_delete
 
 ROWS, CHUNK_ROWS = 95, 4
 HERE = Path(__file__)
@@ -382,6 +386,62 @@ def test_an_overtaken_finaliser_removes_its_manifest(tmp_path: Path) -> None:
     assert raced
     assert verify(store.path, deep=True).ok
     assert len(list(Path(store.path).glob("done/*.json"))) == -(-ROWS // CHUNK_ROWS)
+
+
+@pytest.mark.parametrize("moment", ["drop_damaged", "clear", "_manifest_agrees"])
+def test_a_store_deleted_while_it_is_encoded_is_whole_in_the_end(
+    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """`featcache rm` in another terminal lists the files before the manifest is there, and deletes them at `moment`."""
+    kind = Claims if moment == "clear" else StoreWriter
+    real, put_rows, take = getattr(kind, moment), StoreWriter._put_rows, Claims.take
+    listed, tries = list[list[Garbage]](), list[object]()
+
+    def put(self: StoreWriter, spec: ArraySpec, *values: Any) -> str:
+        written = put_rows(self, spec, *values)
+        if spec.name == "labels":
+            listed[:] = listed or [stores_to_delete([self.store], tmp_path)]
+        return written
+
+    def taken(self: Claims, what: int | str) -> bool:
+        if what == FINISH:
+            tries.append(what)
+            assert len(tries) < 5, "it would never end"
+        return take(self, what)
+
+    def deleting(self: Any, *values: Any) -> Any:
+        if moment == "drop_damaged" and not listed:
+            listed.append(stores_to_delete([self.store], tmp_path))
+        while listed and listed[0]:
+            delete(listed[0].pop())
+        return real(self, *values)
+
+    monkeypatch.setattr(Claims, "take", taken)
+    monkeypatch.setattr(StoreWriter, "_put_rows", put)
+    monkeypatch.setattr(kind, moment, deleting)
+    store = encode(tmp_path)
+    assert listed == [[]]
+    assert contents(store.path) == undisturbed
+
+
+def test_a_store_whose_labels_are_deleted_as_it_is_finished_is_finished_again(
+    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, agrees, tries = Claims.take, StoreWriter._manifest_agrees, list[object]()
+
+    def taken(self: Claims, what: int | str) -> bool:
+        tries.extend([what] if what == FINISH else [])
+        assert len(tries) < 5, "it would never end"
+        return take(self, what)
+
+    def deleting(self: StoreWriter, *values: Any) -> bool:
+        if len(tries) == 1:
+            (Path(self.store) / "labels/c/0").unlink()
+        return agrees(self, *values)
+
+    monkeypatch.setattr(Claims, "take", taken)
+    monkeypatch.setattr(StoreWriter, "_manifest_agrees", deleting)
+    assert contents(encode(tmp_path).path) == undisturbed
 
 
 def test_a_store_of_another_schema_is_left_alone(tmp_path: Path) -> None:
