@@ -13,7 +13,7 @@ import numpy.typing as npt
 from featcache.errors import MismatchError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
-from featcache.store.places.targets import replacing, write_target
+from featcache.store.places.targets import replacing_all
 from featcache.store.reading.tokens import block_rows
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def write_tensors(store: ImageStore, folder: Path, files: Mapping[str, Array]) -
     """Write arrays as files of tensors, and the class names beside them."""
     import torch
 
-    write_target(folder / "classes.txt", text_lines(store.classnames))
-    for name, values in files.items():
-        with replacing(folder / name) as file:
+    with replacing_all([folder / name for name in ("classes.txt", *files)]) as (classes, *others):
+        classes.write(text_lines(store.classnames))
+        for values, file in zip(files.values(), others, strict=True):
             torch.save(torch.from_numpy(np.ascontiguousarray(values)), file)
 
 

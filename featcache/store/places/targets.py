@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,21 +116,41 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    sweep_partials_of(path)
-    partial = begin(path)
+    with replacing_all([path]) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_all(targets: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+    """`replacing` for files that belong together: all are complete before the first is replaced.
+
+    The ids of one export beside the features of another would pass for an export.
+    """
+    paths = [checked_target(target) for target in targets]
+    for path in paths:
+        sweep_partials_of(path)
+    partials = {path: begin(path) for path in paths}
     try:
-        with writing(target):
-            with partial.open("xb") as file:
-                mode = os.fstat(file.fileno()).st_mode
-                yield file
-            if synced:
-                with partial.open("rb") as written:  # safetensors replaces the file
-                    os.fsync(written.fileno())
-            os.chmod(partial, stat.S_IMODE(path.stat().st_mode if path.exists() else mode))  # safetensors': 0600
-            os.replace(partial, path)
-            sync_folder(path.parent)
+        with contextlib.ExitStack() as stack:
+            files: list[BinaryIO] = []
+            for path, partial in partials.items():
+                stack.enter_context(writing(path))
+                files.append(stack.enter_context(partial.open("xb")))
+            modes = [os.fstat(file.fileno()).st_mode for file in files]
+            yield files
+        for (path, partial), mode in zip(partials.items(), modes, strict=True):
+            with writing(path):
+                if synced:
+                    with partial.open("rb") as written:  # safetensors replaces the file
+                        os.fsync(written.fileno())
+                os.chmod(partial, stat.S_IMODE(path.stat().st_mode if path.exists() else mode))  # safetensors': 0600
+        for path, partial in partials.items():
+            with writing(path):
+                os.replace(partial, path)
+                sync_folder(path.parent)
     finally:
-        give_up(partial)
+        for partial in partials.values():
+            give_up(partial)
 
 
 MODEL_FILES = {"open_clip_config.json", "config.json", "logit_scale.ckpt"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.errors import DatasetError
 from featcache.store import ImageStore
-from featcache.store.places.targets import replacing
+from featcache.store.places.targets import replacing_all
 from featcache.transfer.foreign import check_files, id_texts
 from featcache.transfer.formats import Foreign
 from featcache.transfer.rows import CLASSNAMES, table_of
@@ -29,15 +29,13 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
         raise DatasetError(
             f"{folder}: contains {others[0]} of another export, which would be read with this one; name a new folder"
         )
-    for part in ("img_emb", "metadata"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "img_emb" / "img_emb_0.npy") as file:
-        np.save(file, store.numpy(dtype)[0])
     table = table_of(store, dtype)
     facts = table.schema.metadata
     table = table.drop_columns("features").rename_columns({"id": "image_path"}).replace_schema_metadata(facts)
-    with replacing(folder / "metadata" / "metadata_0.parquet") as file:
-        parquet.write_table(table, file)
+    names = ("img_emb/img_emb_0.npy", "metadata/metadata_0.parquet")
+    with replacing_all([folder / name for name in names]) as (array, metadata):
+        np.save(array, store.numpy(dtype)[0])
+        parquet.write_table(table, metadata)
 
 
 def read(folder: Path, split: str) -> Foreign | None:

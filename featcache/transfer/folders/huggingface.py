@@ -4,12 +4,14 @@ If class names are not unique (as in ImageNet), ``label`` is a number and ``clas
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from featcache.errors import DatasetError, needs
 from featcache.store import ImageStore
+from featcache.store.places.local import begin, give_up, sweep_partials_of, sync_files, sync_folder
 from featcache.transfer.foreign import check_files, of_table
 from featcache.transfer.formats import Foreign
 from featcache.transfer.rows import CLASSNAMES, table_of
@@ -26,7 +28,18 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     if not store.multilabel and len(set(store.classnames)) == len(store.classnames):  # ClassLabel requires unique names
         found = found.remove_columns("class").cast_column("label", datasets.ClassLabel(names=list(store.classnames)))
     found.info.description = json.dumps({CLASSNAMES.decode(): list(store.classnames)})
-    found.save_to_disk(str(folder))
+    path = Path(os.path.realpath(folder))
+    sweep_partials_of(path)
+    fresh = begin(path)  # datasets would write over the files of an earlier export, row by row
+    try:
+        found.save_to_disk(str(fresh))
+        sync_files(fresh)
+        path.mkdir(parents=True, exist_ok=True)
+        for file in sorted(fresh.iterdir()):
+            os.replace(file, path / file.name)
+        sync_folder(path)
+    finally:
+        give_up(fresh)
 
 
 def read(folder: Path, split: str) -> Foreign | None:

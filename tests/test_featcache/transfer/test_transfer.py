@@ -1,6 +1,8 @@
 """Export and import: every exported format is read back, common formats become stores that heads can be fitted on."""
 
 import csv
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from featcache import EncodeOptions, encode_dataset, list_stores
 from featcache.cli.main import main
 from featcache.errors import DatasetError, FeatcacheError, FeatcacheWarning, LabelsChangedError, MismatchError
 from featcache.store import ImageStore, find_store, verify
+from featcache.store.places import local, targets
 from featcache.transfer.export import FORMATS, export
 from featcache.transfer.foreign import read_array, read_foreign
 from featcache.transfer.formats import FOLDERS, Foreign
@@ -118,6 +121,43 @@ def test_line_breaks_in_names_are_refused_by_formats_of_lines(tmp_path: Path, ki
         with pytest.raises(MismatchError, match=r"'b\\nc' contains a line break.*export to npz or parquet"):
             export(other, tmp_path / target, kind)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "good", "kept"]
+
+
+@pytest.mark.parametrize("kind", ["npy", "clip-benchmark", "clip-retrieval", "tip-adapter", "huggingface"])
+def test_a_failed_export_to_a_folder_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The disk is full from each sync on in turn: files of two exports never lie side by side."""
+    given = [Foreign(unit(features(seed)), LABELS, [f"{seed}-{row}" for row in range(N)], [*"abc"]) for seed in (0, 1)]
+    old, new = (import_features(found, Source("m"), name="x", root=tmp_path / "cache") for found in given)
+    (old_files, new_files) = (folder_files(export(store, tmp_path / store.dataset_key, kind)) for store in (old, new))
+    export(old, tmp_path / "out", kind)
+    real, left = os.fsync, [0]
+
+    def full(file: int) -> None:
+        left[0] -= 1
+        if left[0] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    for module in (local, targets):
+        monkeypatch.setattr(module, "synced", True)
+    monkeypatch.setattr(os, "fsync", full)
+    for failing in range(1, 100):
+        left[0] = failing
+        try:
+            export(new, tmp_path / "out", kind)
+        except FeatcacheError as error:
+            assert "nothing there was replaced" in str(error)  # noqa: PT017 - a later export succeeds
+            assert folder_files(tmp_path / "out") == old_files
+        else:
+            break
+    assert failing > 2
+    assert folder_files(tmp_path / "out") == new_files
+
+
+def folder_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_failed_export_to_a_file_leaves_no_folder(store: ImageStore, tmp_path: Path) -> None:
