@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
-from featcache.errors import FeatcacheError, StoreCorruptError, StoreSchemaError
+from featcache.errors import FeatcacheError, StoreCorruptError, StoreIncompleteError, StoreSchemaError
 from featcache.parameters import json_value
 from featcache.store.columns import STAMPS, stamps_from
 from featcache.store.key import Json, checksum, content_key, pretty_json
@@ -17,6 +17,7 @@ from featcache.store.manifest import (
     Marker,
     coarsest,
     is_consistent,
+    manifest_or_none,
     parse_provenance,
     provenance_bytes,
     read_header,
@@ -102,7 +103,7 @@ class Report:
 
     `rewritten` holds new contents for damaged files. `removed` are files to delete: caches, and files that the command
     that made the store writes again without encoding. `damaged_chunks` must be encoded again. `parts` are the reports
-    on taps and views, whose problems are also listed here.
+    on taps and views, whose problems are also listed here. `manifest` is the content of the one it was checked against.
     """
 
     store: StorePath
@@ -113,6 +114,7 @@ class Report:
     removed: set[str] = field(default_factory=set)
     damaged_chunks: set[int] = field(default_factory=set)
     parts: list["Report"] = field(default_factory=list)
+    manifest: bytes | None = None
 
     @property
     def ok(self) -> bool:
@@ -140,7 +142,7 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
     header, place = read_header(store), f"{store.parent.name}/{store.name}"
     if manifest.key != place and header is not None and header.key == place and is_consistent(header):
         problem = f"{_shown(store, MANIFEST)}: belongs to the store {manifest.key}, copied here"
-        return Report(store, problems=[problem], removed={MANIFEST})
+        return Report(store, problems=[problem], removed={MANIFEST}, manifest=manifest.to_bytes())
     found = files(store)
     bad = [BadRow(*row) for row in manifest.info.get("bad", ())]
     report = _verify_files(store, manifest, found, bad, deep)
@@ -150,13 +152,19 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
             own = part_manifest(manifest, store, part)
         except FeatcacheError as error:
             removed = set() if isinstance(error, StoreSchemaError) else {MANIFEST}  # other versions' parts are kept
-            inner = Report(store / part.name, problems=[str(error)], removed=removed)
+            inner = Report(store / part.name, problems=[str(error)], removed=removed, manifest=_held(store / part.name))
         else:
             inner = _verify_files(store / part.name, own, folders[part.name], bad, deep)
         report.parts.append(inner)
         report.files, report.nbytes = report.files + inner.files, report.nbytes + inner.nbytes
         report.problems += inner.problems
     return report
+
+
+def _held(store: StorePath) -> bytes | None:
+    """Content of a manifest; None if there is none, or it is damaged."""
+    manifest = manifest_or_none(store)
+    return None if manifest is None else manifest.to_bytes()
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,7 @@ class _Expected:
 def _verify_files(
     store: StorePath, manifest: Manifest, found: Mapping[str, File], bad: Sequence[BadRow], deep: bool
 ) -> Report:
-    report = Report(store)
+    report = Report(store, manifest=manifest.to_bytes())
     for half, what, key in zip(("encoder", "dataset"), ("encoder", "data set"), manifest.key.split("/"), strict=True):
         if content_key(manifest.identity[half]) != key:
             report.problems.append(f"{what} identity does not hash to {key}: the manifest was edited")
@@ -248,8 +256,14 @@ def repair(report: Report) -> None:
     """Rewrite files that can be derived, and remove the manifest if the command that made the store must run again.
 
     The markers of damaged chunks are removed as well, so that the command redoes only these chunks. Damage in a tap or
-    view does not affect the store itself.
+    view does not affect the store itself. StoreIncompleteError, and nothing is repaired, if another process has changed
+    the store since: a marker of its old content would pass chunks off as encoded again.
     """
+    if _held(report.store) != report.manifest:
+        raise StoreIncompleteError(
+            f"{report.store}: another process changed it while it was verified; nothing was repaired: let that process "
+            "finish, then run the same verify command again"
+        )
     for part in report.parts:
         repair(part)
     for name in sorted(report.removed, key=lambda name: name != MANIFEST):

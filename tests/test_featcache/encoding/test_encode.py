@@ -24,6 +24,7 @@ from featcache.errors import (
     StoreNotFoundError,
 )
 from featcache.store import ImageStore, repair, verify
+from featcache.store.places import read_or_none
 
 
 def encode(root: Path, dataset: NumpyDataset, encoder: NumpyEncoder | None = None, **options: object) -> ImageStore:
@@ -134,6 +135,33 @@ def test_changed_content_of_the_same_size_is_noticed(tmp_path: Path) -> None:
     store = encode(tmp_path, dataset, encoder, refresh=True)
     assert encoder.images == 40 + 8  # one chunk again
     assert np.abs(store.numpy()[0] - projected(dataset, encoder)).max() <= 2.0**-11
+
+
+def test_a_repair_during_a_refresh_does_not_bring_old_features_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`featcache verify --repair` began before `encode --refresh`, and no longer found the marker of its chunk."""
+    dataset = NumpyDataset()
+    store = encode(tmp_path, dataset)
+    with monkeypatch.context() as patch:
+        gone = lambda path: None if path.name == "000002.json" else read_or_none(path)  # noqa: E731
+        patch.setattr("featcache.store.upkeep.verification.read_or_none", gone)
+        report = verify(store.path, deep=True)
+    assert set(report.rewritten) == {"done/000002.json"}
+
+    class Meanwhile(NumpyEncoder):
+        def encode_images(self, images: Any) -> np.ndarray:
+            with pytest.raises(StoreIncompleteError, match="nothing was repaired"):
+                repair(report)
+            return super().encode_images(images)
+
+    dataset.pixels[20] += 1
+    dataset.stamps[20] = 8
+    again = encode(tmp_path, dataset, Meanwhile(), refresh=True)
+    assert np.abs(again.numpy()[0] - projected(dataset, NumpyEncoder())).max() <= 2.0**-11
+    assert verify(again.path, deep=True).ok
+    with pytest.raises(StoreIncompleteError, match="another process changed it"):
+        repair(report)
 
 
 @pytest.mark.parametrize("edit", ["edited in place", "another folder"])
