@@ -274,6 +274,7 @@ class ImageJob(StoreJob[ImageStore]):
                 "ids and sizes; if they were edited, run again with --refresh to replace their chunks; if this is "
                 f"another data set than the stored {stored}, run with another --root, which keeps both"
             )
+        self._keep(store)
         writer = self.writer()
         writer.reopen()
         for chunk in {row // content.spec.chunk_rows for row in changed}:
@@ -282,6 +283,19 @@ class ImageJob(StoreJob[ImageStore]):
 
     def relabel(self, store: ImageStore) -> bool:
         """Update labels, class names and metadata columns that differ from the stored ones; features are kept.
+
+        LabelsChangedError if they differ and `update_labels` is off.
+        """
+        difference = self._keep(store)
+        add_name(store, self.encoder.name)
+        if difference or self.text_digests != list(store.text_digests):
+            writer = self.writer()
+            writer.reopen()
+            self.finalise(Part(), writer)
+        return bool(difference)
+
+    def _keep(self, store: ImageStore) -> str:
+        """Keep a store's names and text towers in what is written next; returns how the labels differ, if they do.
 
         LabelsChangedError if they differ and `update_labels` is off.
         """
@@ -300,12 +314,7 @@ class ImageJob(StoreJob[ImageStore]):
                 f"{self.dataset.name}/{self.dataset.split} (`wise`: with --overwrite), or encode them under another "
                 "--name to keep both labelings side by side"
             )
-        add_name(store, self.encoder.name)
         known = list(store.text_digests)  # another model may share only the image tower
         self.text_digests = known + [digest for digest in self.text_digests if digest not in known]
-        if difference or self.text_digests != known:
-            self.kept = {name: store.info[name] for name in KEPT if name in store.info}
-            writer = self.writer()
-            writer.reopen()
-            self.finalise(Part(), writer)
-        return bool(difference)
+        self.kept = {name: store.info[name] for name in KEPT if name in store.info}
+        return difference

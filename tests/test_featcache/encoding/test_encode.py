@@ -137,6 +137,25 @@ def test_changed_content_of_the_same_size_is_noticed(tmp_path: Path) -> None:
     assert np.abs(store.numpy()[0] - projected(dataset, encoder)).max() <= 2.0**-11
 
 
+def test_a_refresh_replaces_labels_only_on_request_and_keeps_the_text_towers(tmp_path: Path) -> None:
+    class Tuned(NumpyEncoder):
+        text_digest = "tuned"
+
+    dataset = NumpyDataset()
+    encode(tmp_path, dataset)
+    old = encode(tmp_path, dataset, Tuned())
+    edited = NumpyDataset(labels=np.roll(dataset.labels, 1))
+    edited.pixels[20] += 1
+    edited.stamps[20] = 8
+    with pytest.raises(LabelsChangedError, match="--update-labels"):
+        encode(tmp_path, edited, refresh=True)
+    assert open_store(old.path).numpy()[1].tolist() == dataset.labels.tolist()
+    new = encode(tmp_path, edited, refresh=True, update_labels=True)
+    assert new.numpy()[1].tolist() == edited.labels.tolist()
+    assert new.text_digests == old.text_digests == ("characters", "tuned")
+    assert np.abs(new.numpy()[0] - projected(edited, NumpyEncoder())).max() <= 2.0**-11
+
+
 def test_a_repair_during_a_refresh_does_not_bring_old_features_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
