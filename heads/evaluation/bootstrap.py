@@ -124,9 +124,11 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
     """
     from scipy.stats import binomtest
 
-    first, second = np.asarray(a), np.asarray(b)
+    first, second = to_numpy(a), to_numpy(b)
     if first.shape != second.shape or first.ndim != 1:
         raise HeadError(f"paired values are {first.shape} and {second.shape}, expected (N,) twice")
+    if np.isnan(first).any() or np.isnan(second).any():
+        raise HeadError("paired values hold NaN, which is neither larger nor smaller; leave these rows out")
     above, below = int((first > second).sum()), int((second > first).sum())
     return above, below, float(binomtest(above, above + below).pvalue) if above + below else 1.0
 

@@ -33,6 +33,8 @@ from heads.evaluation.metrics import Row
 from heads.fitted.base import LogitHead
 from heads.fitted.multilabel import MultiLabelHead
 from heads.kernels.ranking import Decisions, Ranked, binary_nll, by_class, mean_of_defined
+from heads.rows.multilabel import as_targets
+from heads.rows.samples import to_numpy
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ def multilabel_metrics(
     classnames : L names
     thresholds : (L,) logits from which a class is predicted; None for zeros
 
+    Raises
+    ------
+    HeadError
+        For shapes that do not match, NaN scores, or other targets.
+
     Examples
     --------
     >>> scores, targets = np.array([[2.0, -1.0], [1.0, -2.0], [-1.0, -3.0]]), np.array([[1, 0], [0, 0], [1, -1]])
@@ -121,6 +128,12 @@ def multilabel_metrics(
     >>> round(found["map_macro"], 4), found["left_out"], found["class_positives"]
     (0.8333, ['dog'], {'cat': 2, 'dog': 0})
     """
+    scores, (targets, _) = to_numpy(scores), as_targets(targets)
+    if scores.shape != targets.shape or len(classnames) != scores.shape[1] or np.isnan(scores).any():
+        raise HeadError(
+            f"scores {scores.shape} with {int(np.isnan(scores).sum())} NaN, targets {targets.shape} and "
+            f"{len(classnames)} class names do not match; expected (N, L) numbers twice, and L names"
+        )
     cuts = np.zeros(scores.shape[1]) if thresholds is None else np.asarray(thresholds, np.float64)
     precision = by_class(scores, targets, Ranked.average_precision)
     auroc = by_class(scores, targets, Ranked.auroc)

@@ -232,7 +232,10 @@ class RowStream(SourceDefaults):
         if not callable(self.source):
             raise HeadError(f"source must be a function that gives blocks, got {type(self.source).__name__}")
         for X, y in self.source():
-            features, labels = to_numpy(X), to_numpy(y).astype(np.int64, copy=False)
+            features, found = to_numpy(X), to_numpy(y)
+            if found.dtype.kind == "f" and not np.array_equal(found, np.floor(found)):
+                raise HeadError("labels are not whole numbers, expected class indices; give one index per row")
+            labels = found.astype(np.int64, copy=False)
             if features.shape != (len(labels), self.dim):
                 raise HeadError(f"a block has features {features.shape}, expected ({len(labels)}, {self.dim})")
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classnames):

@@ -226,8 +226,13 @@ class _Rows(NamedTuple):
     def of(cls, scores: Values, labels: Values, weights: Values | None) -> _Rows:
         """The checked arguments of `fit_temperature`."""
         scores, labels = to_numpy(scores), to_numpy(labels)
-        if not len(scores) or len(scores) != len(labels):
+        if not len(scores) or scores.ndim != 2 or len(scores) != len(labels):
             raise HeadError(f"a temperature needs labelled rows, got scores {scores.shape} and {len(labels)} labels")
+        if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < scores.shape[1]:
+            raise HeadError(
+                f"labels are {labels.dtype} in [{labels.min()}, {labels.max()}], expected class indices in "
+                f"[0, {scores.shape[1] - 1}]; give the column of each row's class"
+            )
         found = np.ones(len(labels)) if weights is None else to_numpy(weights).astype(np.float64)
         if found.shape != labels.shape or not (np.isfinite(found) & (found >= 0)).all() or not found.any():
             raise HeadError(
@@ -236,8 +241,12 @@ class _Rows(NamedTuple):
         return cls(scores, labels, found, float(found.sum()))
 
     def spread(self, scores: NDArray[np.floating]) -> float:
-        """Weighted mean of the standard deviations of the rows of scores (N, C)."""
-        return float(self.weights @ scores.std(axis=1, dtype=np.float64)) / self.total
+        """Weighted mean of the standard deviations of the rows of scores (N, C); HeadError if one is not finite."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = float(self.weights @ scores.std(axis=1, dtype=np.float64)) / self.total
+        if not np.isfinite(found):
+            raise HeadError("scores hold NaN or infinity, or overflow float64 when squared; drop these rows")
+        return found
 
 
 def _slopes(rows: _Rows, share: float) -> tuple[Callable[[float], tuple[float, float]], bool]:

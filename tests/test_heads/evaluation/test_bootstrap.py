@@ -114,6 +114,11 @@ def test_group_codes_without_rows_are_refused() -> None:
         bootstrap_groups(np.zeros(3), [0, 2, 2])
 
 
+def test_the_exact_test_refuses_nan() -> None:
+    with pytest.raises(HeadError, match="paired values hold NaN"):
+        sign_test([1.0, np.nan, 1.0], [0.0, 0.0, 0.0])
+
+
 def test_the_exact_test_counts_every_outcome() -> None:
     """Of all 2^n ways to split n rows that differ, the share that is at least as uneven."""
     for above, below in ((6, 1), (3, 3), (5, 0), (0, 8)):

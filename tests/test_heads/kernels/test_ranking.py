@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
+from featcache.errors import HeadError
 from heads.evaluation.multilabel import multilabel_metrics
 from heads.kernels.ranking import Ranked, best_thresholds, binary_nll
 
@@ -91,3 +92,26 @@ def test_a_class_without_positives_or_negatives_takes_the_common_threshold() -> 
 def test_rounding_never_moves_a_threshold_above_its_score() -> None:
     close = np.array([1.0, np.nextafter(1.0, 0.0)])
     assert close[1] < Ranked.of(close, np.array([1, 0])).best_threshold() <= close[0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        (np.eye(2), 2 * np.eye(2, dtype=int), "the target of row 0 for class 0 is 2; expected 1, 0 or -1"),
+        (np.eye(2), 0.5 * np.eye(2), "is 0.5; expected 1, 0 or -1"),
+        (np.full((2, 2), np.nan), np.eye(2, dtype=int), r"scores \(2, 2\) with 4 NaN"),
+        (np.eye(2), np.eye(2, 1, dtype=int), r"targets \(2, 1\) and 2 class names do not match"),
+    ],
+)
+def test_targets_and_scores_without_a_ranking_are_refused(
+    scores: np.ndarray, targets: np.ndarray, message: str
+) -> None:
+    """A target of 2 made an average precision of 2, and NaN ranked somewhere."""
+    with pytest.raises(HeadError, match=message):
+        multilabel_metrics(scores, targets, ("cat", "dog"))
+
+
+def test_unknown_targets_may_be_nan_and_scores_a_list() -> None:
+    scores, targets = np.array([[2.0, -1.0], [1.0, -2.0], [-1.0, 3.0]]), np.array([[1, 0], [0, -1], [1, 1]])
+    found = multilabel_metrics(scores.tolist(), np.where(targets < 0, np.nan, targets), ("cat", "dog"))
+    assert found == multilabel_metrics(scores, targets, ("cat", "dog"))

@@ -105,3 +105,10 @@ def test_a_stream_that_fitted_a_head_is_still_known(images: Any) -> None:
     head = Ridge(alphas=[1.0]).fit(rows)
     with pytest.raises(HeadError, match="was fitted on stream/train"):
         heads.stack([head, head], rows)
+
+
+def test_labels_of_a_stream_are_not_rounded(images: Any) -> None:
+    X, y = images(n=40).numpy()
+    with pytest.raises(HeadError, match="labels are not whole numbers"):
+        Ridge([1.0]).fit(stream(X, y + 0.7))
+    np.testing.assert_array_equal(Ridge([1.0]).fit(stream(X, y * 1.0)).coef_, Ridge([1.0]).fit(stream(X, y)).coef_)

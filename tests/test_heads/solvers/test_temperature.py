@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 
 from featcache.errors import HeadError
 from heads import LinearDiscriminant, NearestMean, Ridge, fit_temperature
+from heads.solvers.temperature import fit_mixture
 
 
 def nll(scores: np.ndarray, labels: np.ndarray, temperature: float) -> float:
@@ -110,3 +111,24 @@ def test_no_rows_is_an_error() -> None:
         fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
     with pytest.raises(HeadError, match="prior_rows -1"):
         fit_temperature(np.eye(3), np.arange(3), prior_rows=-1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (np.eye(3), np.array([0, 1, -1]), r"labels are int64 in \[-1, 1\], expected class indices in \[0, 2\]"),
+        (np.eye(3), np.array([1, 2, 3]), r"labels are int64 in \[1, 3\]"),
+        (np.eye(3), np.array([0.0, 1.5, 2.0]), "labels are float64"),
+        (np.full((3, 3), np.nan), np.arange(3), "scores hold NaN or infinity"),
+        (np.where(np.eye(3) > 0, -np.inf, 1.0), np.arange(3), "scores hold NaN or infinity"),
+        (np.arange(3.0), np.arange(3), r"got scores \(3,\) and 3 labels"),
+    ],
+)
+def test_labels_and_scores_that_have_no_likelihood_are_refused(
+    scores: np.ndarray, labels: np.ndarray, message: str
+) -> None:
+    """Numpy takes a label of -1 for the last class."""
+    with pytest.raises(HeadError, match=message):
+        fit_temperature(scores, labels)
+    with pytest.raises(HeadError, match=message):
+        fit_mixture(np.asarray(scores), np.asarray(scores), labels)
