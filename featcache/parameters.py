@@ -268,7 +268,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
     if origin is not None:  # sequences
         return (
             isinstance(value, Iterable)
@@ -305,7 +305,7 @@ def _words(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys(_words(part) for part in parts))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "an object {name: value}"
+        return f"an object {{name: {'value' if parts[1] is Any else _words(parts[1])}}}"
     if origin is not None:
         return f"a list of {_plural(parts[0])}"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))

@@ -1,7 +1,5 @@
 """The `standardise` option of linear heads."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -11,7 +9,7 @@ from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json
 from heads.rows.samples import Float, Samples, finite_blocks, raise_not_finite
 from heads.rows.scaling import S, Scaling
-from heads.rows.weights import checked_weights, class_weights
+from heads.rows.weights import ClassWeight, checked_weights, class_weights
 
 
 class Standardising(HeadClassifier):
@@ -71,7 +69,7 @@ class Weighting(Standardising):
     standardise : see `Standardising`
     """
 
-    class_weight: Any
+    class_weight: ClassWeight
 
     def _class_weights(self, samples: Samples) -> Float | None:
         """Weight (C,) of each class for these rows; None without `class_weight`."""

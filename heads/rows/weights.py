@@ -1,15 +1,16 @@
 """Row weights and groups as estimators take them: scikit-learn's `sample_weight` and `class_weight`, checked."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
+from featcache.parameters import NotNegative, OneOf
 from heads.rows.samples import Array, Float, Ints, Samples, to_numpy
 
-ClassWeight = str | Mapping[Any, float] | ArrayLike | None
+ClassWeight = Annotated[str, OneOf("balanced")] | Mapping[Any, NotNegative] | Sequence[NotNegative] | None
 """As in scikit-learn: "balanced", weights by label or class name, or weights (C,)."""
 
 

@@ -4,9 +4,9 @@ Stratification needs one pass: the r-th row of a class goes to fold ``r mod K``.
 then holds equally many of each, so that held-out scores do not favour classes that lost no row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
+from featcache.parameters import OneOf, Range
 from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import Column, as_tensor
 
 FOLDS = 5
 """Default number of folds K."""
+HeldOut = Annotated[str, OneOf("loo")] | Annotated[int, Range(2, 2**31 - 1)] | Sequence[Any]
+"""How rows are held out: one at a time, in K folds, or by the fold of every row (N,) or scikit-learn's splits."""
 
 
 class FoldAssigner:
@@ -58,7 +61,7 @@ def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.i
 
 
 def folds_of(
-    cv: object, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
+    cv: HeldOut, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
     """Folds (N,) for a parameter `cv` like scikit-learn's.
 

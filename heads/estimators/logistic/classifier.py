@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +22,7 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
 from heads.rows.samples import Float, Mask, Rows, Samples, Selection, is_on_device, to_numpy
-from heads.rows.weights import plain_weights, row_weights
+from heads.rows.weights import ClassWeight, plain_weights, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.logistic.one_vs_rest import FittedClasses
 from heads.solvers.logistic.path import Fitted, PathSolver
@@ -125,7 +125,7 @@ class Logistic(PathOfC, Weighting, RowsClassifier, LinearClassifier):
     refit: bool = False
     in_memory: bool | None = None
     _: KW_ONLY
-    class_weight: Any = None
+    class_weight: ClassWeight = None
     standardise: bool = False
 
     def _check_parameters(self) -> None:

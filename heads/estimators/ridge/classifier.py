@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from numbers import Integral
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,8 +32,8 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 from heads.rows.samples import Float, Rows, Samples, Selection, require_finite
 from heads.rows.selection import RowSampler
-from heads.rows.weights import group_ids, plain_weights, row_weights
-from heads.solvers.folds import FOLDS, folds_of, sampled_rows
+from heads.rows.weights import ClassWeight, group_ids, plain_weights, row_weights
+from heads.solvers.folds import FOLDS, HeldOut, folds_of, sampled_rows
 from heads.solvers.parallel import one_blas_thread
 from heads.solvers.ridge.path_scores import path_scores
 from heads.solvers.ridge.problem import RidgeProblem
@@ -115,8 +115,8 @@ class Ridge(Weighting, LinearClassifier):
 
     alphas: Positive | Sequence[Positive] = ALPHAS
     fit_intercept: bool = True
-    cv: object = "loo"
-    class_weight: Any = None
+    cv: HeldOut = "loo"
+    class_weight: ClassWeight = None
     prior: object = None
     metric: Annotated[str, OneOf(*METRICS)] = "auto"
     add_prior: bool = True

@@ -32,7 +32,7 @@ from heads.rows.samples import (
 )
 from heads.rows.selection import SELECTION
 from heads.rows.weights import checked_weights, group_ids
-from heads.solvers.folds import folds_of
+from heads.solvers.folds import HeldOut, folds_of
 from heads.solvers.parallel import Block, Blocks
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import check_alphas
@@ -75,7 +75,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
 
     alphas: Sequence[float] = ALPHAS
     fit_intercept: bool = True
-    cv: object = "loo"
+    cv: HeldOut = "loo"
 
     def fit(
         self,

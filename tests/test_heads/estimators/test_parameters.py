@@ -58,3 +58,45 @@ def test_arrays_tensors_and_their_scalars_are_taken_as_lists_and_numbers(draw: A
         np.testing.assert_array_equal(Ridge(alphas, fit_intercept=np.bool_(True)).fit(X, y).coef_, path.coef_)
     assert Logistic(np.float32(2.0)).fit(X, y).C_ == 2.0
     assert KNN(np.int64(3)).fit(X, y).n_neighbors_ == 3
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_says_what_it_allows(head: str) -> None:
+    for parameter in parameters_of(head).values():
+        assert "a value" not in parameter.expected, parameter.name
+
+
+CV = "'loo', or a whole number from 2 to 2,147,483,647, or a list of values"
+CLASS_WEIGHT = "'balanced', or an object {name: a number from 0}, or a list of numbers from 0, or null"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values", "expected"),
+    [
+        (
+            "cv",
+            [1, 2.5, "kfold", [], {"a": 1}],
+            "'loo', or a whole number from 2 to 2,147,483,647, or a list of values",
+        ),
+        ("class_weight", ["even", 2.0, [1.0, -1.0], [np.nan, 1.0], {"cat": -1}, {"cat": "x"}], CLASS_WEIGHT),
+    ],
+)
+def test_folds_and_class_weights_are_refused_before_rows_are_read(parameter: str, values: Any, expected: str) -> None:
+    for value in values:
+        with pytest.raises(HeadError) as named:
+            make_head("ridge", {parameter: value})
+        assert str(named.value) == f"ridge.{parameter} is {value!r}, expected {expected}"
+
+
+def test_folds_and_class_weights_in_every_form(draw: Any) -> None:
+    X, y = draw(60, 8, 3)
+    folds = np.arange(60) % 3
+    splits = [(np.flatnonzero(folds != k), np.flatnonzero(folds == k)) for k in range(3)]
+    given = [Ridge(cv=cv).fit(X, y).cv_errors_ for cv in (folds, torch.tensor(folds), folds.tolist(), splits)]
+    for found in given[1:]:
+        np.testing.assert_array_equal(found, given[0])
+    weights = np.array([1.0, 2.0, 0.5], np.float32)
+    forms = (weights, torch.tensor(weights), weights.tolist(), dict(enumerate(weights)), {"1": 2, "2": np.float64(0.5)})
+    coefs = [Ridge([1.0], class_weight=form).fit(X, y).coef_ for form in forms]
+    for coef in coefs[1:]:
+        np.testing.assert_array_equal(coef, coefs[0])
