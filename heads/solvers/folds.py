@@ -20,7 +20,7 @@ from heads.solvers.primitives import Column, as_tensor
 
 FOLDS = 5
 """Default number of folds K."""
-HeldOut = Annotated[str, OneOf("loo")] | Annotated[int, Range(2, 2**31 - 1)] | Sequence[Any]
+HeldOut = Annotated[str, OneOf("loo")] | Annotated[int, Range(2, 2**31 - 1)] | Sequence[Any] | np.ndarray[Any, Any]
 """How rows are held out: one at a time, in K folds, or by the fold of every row (N,) or scikit-learn's splits."""
 
 
@@ -61,7 +61,7 @@ def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.i
 
 
 def folds_of(
-    cv: HeldOut, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
+    cv: object, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
     """Folds (N,) for a parameter `cv` like scikit-learn's.
 

@@ -73,11 +73,7 @@ CLASS_WEIGHT = "'balanced', or an object {name: a number from 0}, or a list of n
 @pytest.mark.parametrize(
     ("parameter", "values", "expected"),
     [
-        (
-            "cv",
-            [1, 2.5, "kfold", [], {"a": 1}],
-            "'loo', or a whole number from 2 to 2,147,483,647, or a list of values",
-        ),
+        ("cv", [1, 2.5, "kfold", [], {"a": 1}], CV),
         ("class_weight", ["even", 2.0, [1.0, -1.0], [np.nan, 1.0], {"cat": -1}, {"cat": "x"}], CLASS_WEIGHT),
     ],
 )

@@ -102,7 +102,7 @@ def test_a_number_of_folds_is_stratified_or_whole_groups(images: Any) -> None:
 )
 def test_other_values_of_cv_are_refused(draw: Any, bad: Any) -> None:
     X, y = draw(60, 8, 3)
-    with pytest.raises(HeadError, match="number of folds from 2 to N=60|a whole number from 2 to "):
+    with pytest.raises(HeadError, match=r"number of folds from 2 to N=60|a whole number from 2 to "):
         Ridge(cv=bad).fit(X, y)
 
 
