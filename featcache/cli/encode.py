@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--holdout-seed", type=int, default=0, metavar="S", help="seed of --holdout (default: 0)")
     add("--holdout-group", metavar="COLUMN", help="metadata column; --holdout keeps samples with equal values together")
     add("--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: a minute's work, at most 4096)")
-    add("--max-bad", type=at_least(0), default=0, metavar="N", help="go on with up to N unreadable images (default: 0)")
+    add("--max-bad", type=at_least(0), default=0, metavar="N", help="tolerate up to N unreadable images (default: 0)")
     dry_run_argument(parser, "encoded")
     update_labels_argument(parser)
     shard_argument(parser, "chunks")
