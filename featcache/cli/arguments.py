@@ -93,7 +93,7 @@ def decoding_arguments(parser: argparse.ArgumentParser, batch_size: int | None =
 def dry_run_argument(parser: argparse.ArgumentParser, done: str) -> None:
     """Add ``--dry-run``; `done` is what a run does: encoded, trained, fitted."""
     parser.add_argument(
-        "--dry-run", action="store_true", help=f"print what would be read, {done} and written, and how long it would take"
+        "--dry-run", action="store_true", help=f"print what would be read, {done} and written, and in what time"
     )
 
 
