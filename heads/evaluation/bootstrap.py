@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.rows.samples import to_numpy
 
 DRAWS = 2000
 """Default number of resamples, with which the ends of a 95% interval are accurate to about a tenth of its width."""
@@ -124,6 +123,8 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
     """
     from scipy.stats import binomtest
 
+    from heads.rows.samples import to_numpy  # loads torch, which `--help` does without
+
     first, second = to_numpy(a), to_numpy(b)
     if first.shape != second.shape or first.ndim != 1:
         raise HeadError(f"paired values are {first.shape} and {second.shape}, expected (N,) twice")
@@ -134,6 +135,8 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
 
 
 def _series(values: ArrayLike, draws: int, level: float, seed: int) -> NDArray[np.float64]:
+    from heads.rows.samples import to_numpy  # loads torch, which `--help` does without
+
     series = np.atleast_2d(to_numpy(values).astype(np.float64))
     if series.ndim != 2 or not series.size:
         raise HeadError(f"values are {np.shape(values)}, expected (N,) or (H, N) with at least one row")
