@@ -92,6 +92,22 @@ HABITS = {
         "download_data.py",
         "its tables as data",
     ],
+    "Probes and benchmarks": [
+        "log_regression",
+        "kNN",
+        "linear evaluation",
+        "released linear heads",
+        "--task linear_probe",
+        "mean_per_class_recall",
+        "image_retrieval_recall@k",
+        "mteb's image classification",
+        "CachedEmbeddingWrapper",
+        "open_clip's `linear_probe.py`",
+        "multi-label",
+        "linear_cross_entropy",
+        "Ray Data",
+        "UniBench",
+    ],
 }
 """System -> what the first column of its table has a line for: its commands, flags, files and tables."""
 
