@@ -18,12 +18,16 @@ def on_page_markdown(markdown: str, **kwargs: object) -> str:
 
 
 def on_page_content(html: str, **kwargs: object) -> str:
-    """Browsers break lines at hyphens; those of inline code, such as ``--model``, stay on one line.
+    r"""Browsers break lines at hyphens; words of inline code, such as ``--model``, stay on one line.
+
+    A pipe in a table is escaped, for which the site needs no backslash.
 
     >>> on_page_content("<p><code>fit --set C=1</code></p>")
     '<p><code>fit <span class="unbroken">--set</span> C=1</code></p>'
+    >>> on_page_content(r"<td><code>cat\|dog</code></td>")
+    '<td><code>cat|dog</code></td>'
     """
-    return CODE.sub(lambda found: found[1] or WORD.sub(_unbroken, found[2]), html)
+    return CODE.sub(lambda found: found[1] or WORD.sub(_unbroken, found[2].replace(r"\|", "|")), html)
 
 
 def _unbroken(word: re.Match[str]) -> str:
