@@ -19,6 +19,7 @@ from featcache.errors import (
     MismatchError,
     OutputError,
     StoreCorruptError,
+    StoreIncompleteError,
     StoreSchemaError,
 )
 from featcache.store import open_store, resolve_root
@@ -26,7 +27,7 @@ from featcache.store.catalogue import KINDS
 from featcache.store.claims import CLAIMS
 from featcache.store.columns import STAMPS
 from featcache.store.layout import HIT, MANIFEST
-from featcache.store.places import StorePath, files, stat
+from featcache.store.places import StorePath, files, read_or_none, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, begin, give_up, sync_files, sync_folder
 from featcache.store.places.targets import replacing, writing
 from featcache.store.reading.base import Store
@@ -41,9 +42,10 @@ def pack(store: StorePath, target: str | Path) -> int:
     """Write a finished store with its taps and views to one file; returns the size of its contents in bytes.
 
     An existing file is replaced once the new one is complete; ``-`` is standard output. StoreCorruptError, and nothing
-    is written, if a file of the store differs from its checksum.
+    is written, if a file of the store differs from its checksum; StoreIncompleteError if the store changes meanwhile.
     """
     opened = open_store(store)
+    before = _manifests(store)
     check_deep(store)
     size = 0
     with replacing(target, stream="pack") as file, tarfile.open(fileobj=file, mode="w|", format=FORMAT) as tar:
@@ -55,7 +57,15 @@ def pack(store: StorePath, target: str | Path) -> int:
             entry.size, entry.mode = len(content), 0o644
             tar.addfile(entry, io.BytesIO(content))
             size += len(content)
+        if _manifests(store) != before:
+            raise StoreIncompleteError(f"{store}: another process changed it while it was packed; {REMEDY}")
     return size
+
+
+def _manifests(store: StorePath) -> dict[str, bytes | None]:
+    """The manifests of a store and its parts, which change with anything else in it."""
+    found = (name for name in files(store) if PurePosixPath(name).name == MANIFEST)
+    return {name: read_or_none(store / name) for name in found}
 
 
 def unpack(source: str | Path, root: str | StorePath | None = None) -> tuple[Store, bool]:

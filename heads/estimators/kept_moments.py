@@ -5,7 +5,7 @@ and the store's manifest, which holds checksums of features and labels: other ro
 damaged file is replaced.
 """
 
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeGuard
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from featcache.errors import FeatcacheError, HeadError
+from featcache.errors import HeadError
 from featcache.processes import rank_and_size, sum_over_ranks
 from featcache.store import ImageStore, content_key
 from featcache.store.key import checksum
@@ -152,14 +152,10 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write the file atomically; does nothing in a read-only folder, so that moments are computed again next time."""
-    if not os.access(path.parents[3], os.W_OK):
-        return
+    """Write the file atomically; on a full or read-only disk nothing: the moments are computed again next time."""
     tensors = dict(zip(NAMES, arrays, strict=True)) | {"digest": np.frombuffer(_digest(arrays).encode(), np.uint8)}
-    try:
+    with suppress(OSError):
         atomic.put(path, to_bytes(tensors))
-    except FeatcacheError:
-        return
 
 
 def _digest(arrays: Arrays) -> str:

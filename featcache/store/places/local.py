@@ -33,7 +33,17 @@ PIECE = 1 << 18
 """Bytes written at a time and then hashed, while they are in the cache: 15% less time than one after the other."""
 MAX_AGE = 86_400.0
 """Seconds after which a temporary file of another host counts as abandoned."""
-HOST = f"{uuid.getnode():x}"
+
+
+def _host() -> str:
+    """Identifier of the machine and its namespace of process ids, which containers on one machine do not share."""
+    try:
+        return f"{uuid.getnode():x}{os.stat('/proc/self/ns/pid').st_ino:x}"
+    except OSError:  # not Linux
+        return f"{uuid.getnode():x}"
+
+
+HOST = _host()
 
 _begun: set[Path] = set()
 """Temporary files and folders of this process that have been neither renamed nor deleted."""
@@ -281,16 +291,17 @@ def sweep_partials_of(path: Path) -> None:
     start, end = f"{path.name[:SHOWN_NAME]}.", re.compile(rf"[0-9a-f]+-[0-9]+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}")
     with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):
-            if name.startswith(start) and end.fullmatch(name[len(start) :]) and _is_abandoned(path.with_name(name)):
+            if name.startswith(start) and end.fullmatch(name[len(start) :]) and is_abandoned(path.with_name(name)):
                 give_up(path.with_name(name))
 
 
 def abandoned_partials(folder: Path) -> list[Path]:
     """Temporary files below a folder whose processes were killed; those of other hosts, after `MAX_AGE` seconds."""
-    return [path for path in folder.rglob(f"*{PARTIAL_SUFFIX}") if _is_abandoned(path)]
+    return [path for path in folder.rglob(f"*{PARTIAL_SUFFIX}") if is_abandoned(path)]
 
 
-def _is_abandoned(path: Path) -> bool:
+def is_abandoned(path: Path) -> bool:
+    """Whether the process that wrote a temporary file or folder was killed."""
     alive = is_alive(path.name.split(".")[-2])
     try:
         return time.time() - path.stat().st_mtime > MAX_AGE if alive is None else not alive

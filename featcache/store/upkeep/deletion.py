@@ -16,7 +16,7 @@ from featcache.store.claims import CLAIMS, STALE_SECONDS
 from featcache.store.layout import MANIFEST, MARKERS
 from featcache.store.manifest import read_header
 from featcache.store.places import REQUESTS, File, StorePath, by_folder, files, remove, stat
-from featcache.store.places.local import PARTIAL_SUFFIX, abandoned_partials
+from featcache.store.places.local import PARTIAL_SUFFIX, abandoned_partials, is_abandoned
 from featcache.store.reading.parts import Part
 
 MOMENTS = "moments"
@@ -44,6 +44,9 @@ def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = (
         return max(file.modified for file in held.values()) < now - max_age
 
     found = [_whole(path, files(path), "named") for path in named]
+    if isinstance(root, Path):
+        left = filter(is_abandoned, root.glob(f"*{PARTIAL_SUFFIX}"))
+        found += [_whole(path, files(path), "left by a killed unpack") for path in left]
     for folder, held in by_folder(files(root / MOMENTS), 2).items():
         if is_old(held) and stat(root / "images" / folder / MANIFEST) is None:
             found.append(_whole(root / MOMENTS / folder, held, "moments of a store that is gone"))
@@ -74,7 +77,7 @@ def stores_to_delete(paths: Sequence[StorePath], root: StorePath) -> list[Garbag
 
 
 def _what(path: StorePath, held: Mapping[str, File]) -> str:
-    entry = entry_of(path, held)
+    entry = entry_of(path, held) if held else None  # deleted by another process meanwhile
     if entry is None or not entry.finished:
         return "not finished"
     parts = f", with {', '.join(entry.parts)}" if entry.parts else ""
@@ -117,7 +120,9 @@ def _delete(garbage: Garbage) -> None:
             list(pool.map(lambda name: remove(garbage.path / name), group))
     if isinstance(garbage.path, Path):
         # The empty folders, and the encoder's if this was its last store.
-        below = [Path(path) for path, _, _ in os.walk(garbage.path, topdown=False)]
-        for path in [*below, garbage.path.parent]:
+        folders = [Path(path) for path, _, _ in os.walk(garbage.path, topdown=False)]
+        if garbage.path.suffix != PARTIAL_SUFFIX:  # below an encoder, not directly below the root
+            folders.append(garbage.path.parent)
+        for path in folders:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -13,7 +13,7 @@ from featcache.cli.main import main
 from featcache.errors import FeatcacheError, ImageReadError
 from featcache.store import verify
 from featcache.store.places import local as atomic
-from featcache.store.upkeep.deletion import delete, find_garbage
+from featcache.store.upkeep.deletion import delete, find_garbage, stores_to_delete
 
 DAY = 86_400.0
 
@@ -90,6 +90,38 @@ def test_temporary_files_of_other_hosts_are_leftovers_after_a_day_only(tmp_path:
     atomic.sweep_partials(store)
     assert fresh.exists()
     assert not old.exists()
+
+
+def test_leftovers_of_a_killed_unpack_are_collected(tmp_path: Path) -> None:
+    store = finished(tmp_path)
+    before = every_file(tmp_path)
+    for process in (999999999, os.getpid()):
+        partial = tmp_path / f"0123abcd.{atomic.HOST}-{process}-0123abcd.partial/key/key/features"
+        partial.mkdir(parents=True)
+        (partial / "0").write_bytes(b"left")
+    [item] = find_garbage(tmp_path, 0.0)
+    assert (item.why, item.nbytes) == ("left by a killed unpack", 4)
+    delete(item)
+    assert not item.path.exists()
+    assert every_file(tmp_path) == before | {partial / "0"}
+    assert verify(store, deep=True).ok
+
+
+def test_the_last_leftover_does_not_take_the_root_along(tmp_path: Path) -> None:
+    partial = tmp_path / f"0123abcd.{atomic.HOST}-999999999-0123abcd.partial"
+    partial.mkdir()
+    (partial / "0").write_bytes(b"left")
+    [item] = find_garbage(tmp_path, 0.0)
+    delete(item)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_deleting_what_another_process_has_just_deleted_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "images" / "encoder" / "data"
+    path.mkdir(parents=True)
+    for item in stores_to_delete([path], tmp_path):
+        delete(item)
+    assert not path.exists()
 
 
 def test_a_finished_store_is_deleted_only_by_name_manifest_first(

@@ -194,6 +194,16 @@ def test_a_hundred_kills_lose_nothing(tmp_path: Path, undisturbed: dict[str, byt
     check_chaos(tmp_path, undisturbed)
 
 
+def test_a_process_of_another_container_is_not_taken_for_dead() -> None:
+    """Containers that share the network have one hardware address, and each its own process ids."""
+    code = f"from featcache.store.places.local import is_alive; print(is_alive('{atomic.owner()}'))"
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    if subprocess.run([*inside[:6], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no right to make a namespace of process ids")
+    run = subprocess.run(inside, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True, check=True)
+    assert run.stdout == "None\n"
+
+
 def test_claims_are_exclusive_until_they_expire(tmp_path: Path) -> None:
     now = [time.time()]
     mine, yours = Claims(tmp_path, lambda: now[0]), Claims(tmp_path, lambda: now[0])

@@ -11,7 +11,7 @@ from fakes import NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, ImageStore, encode_dataset, list_stores, open_store
 from featcache.cli.main import main
-from featcache.errors import DatasetError, FeatcacheError, MismatchError, StoreCorruptError
+from featcache.errors import DatasetError, FeatcacheError, MismatchError, StoreCorruptError, StoreIncompleteError
 from featcache.store import verify
 from featcache.transfer.archive import pack, unpack
 
@@ -130,6 +130,28 @@ def test_a_header_of_any_size_takes_no_memory(tmp_path: Path) -> None:
         (tmp_path / "packed.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
         with pytest.raises(DatasetError, match="packed store"):
             unpack(tmp_path / "packed.tar", tmp_path / "root")
+
+
+def test_a_store_that_changes_while_it_is_packed_is_not_packed(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, changed = tarfile.TarFile.addfile, NumpyDataset()
+    changed.pixels[:] += 1
+    changed.stamps[:] += 1
+
+    def adding(self: tarfile.TarFile, entry: tarfile.TarInfo, content: Any = None) -> None:
+        add(self, entry, content)
+        if entry.name.endswith("features/c/0/0"):
+            options = EncodeOptions(chunk_rows=16, refresh=True)
+            encode_dataset(changed, NumpyEncoder(), root=tmp_path / "cache", options=options)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", adding)
+    (tmp_path / "a.tar").write_bytes(b"an earlier one")
+    with pytest.raises(StoreIncompleteError, match="while it was packed; pack the store again"):
+        pack(store.path, tmp_path / "a.tar")
+    assert (tmp_path / "a.tar").read_bytes() == b"an earlier one"
+    pack(store.path, tmp_path / "a.tar")
+    unpack(tmp_path / "a.tar", tmp_path / "other")
 
 
 def test_another_store_with_the_same_key_is_never_overwritten(store: ImageStore, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Moments of a store: equal to one product in float64, by fold, kept beside it, the same from several processes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -95,8 +96,12 @@ def test_a_damaged_file_is_written_again(store: ImageStore, damage: str) -> None
     assert_equal(store_moments(store), reference(store, 5))
 
 
-def test_a_read_only_root_is_no_error(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads.estimators.kept_moments.os, "access", lambda *_: False)
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_a_full_or_read_only_disk_is_no_error(store: ImageStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(heads.estimators.kept_moments.atomic, "put", refuse)
     assert_equal(store_moments(store), reference(store, 5))
     path = moments_path(store)
     assert path is not None
