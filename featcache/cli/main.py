@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "encode": ("featcache.cli.encode", "encode splits of a data set into image stores"),
     "text": ("featcache.cli.text", "embed class names x templates, or a prompt file, into a text store"),
     "list": ("featcache.cli.list", "list the stores"),
-    "info": ("featcache.cli.info", "show the contents and origin of a store"),
+    "info": ("featcache.cli.info", "show the contents and origin of a store or a head"),
     "verify": ("featcache.cli.verify", "check a store against its checksums"),
     "rm": ("featcache.cli.rm", "delete finished stores (without --yes, only list them)"),
     "rename": ("featcache.cli.rename", "give a store another name"),

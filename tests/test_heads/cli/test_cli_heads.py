@@ -200,6 +200,20 @@ def test_the_table_of_a_papers_sweep_names_the_split_it_was_picked_on(
     assert f"picked by top1 on the first reported split ({PAPERS['regft']})" in capsys.readouterr().out
 
 
+def test_info_shows_where_a_head_comes_from(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("fit", "ridge", "digits/train", "--select", "digits/val", "-o", "ridge.safetensors")[0] == 0
+    code, record, error = cli("info", "ridge.safetensors")
+    assert code == 0, error
+    assert (record["head"], record["chosen_on"][0]["split"]) == ("ridge", "val")
+    assert main(["info", "ridge.safetensors"]) == 0
+    said = capsys.readouterr().out
+    assert "fitted on    digits/train\n  chosen on    digits/val\n" in said
+    assert f"alpha        {record['params']['alpha']}" in said
+    Path("other.safetensors").write_bytes(b"x")
+    assert main(["info", "other.safetensors"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_leaks_names_pairs_of_images(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code, pairs, error = cli("leaks", "digits/train", "digits/train", "--threshold", "0.999", "--per-row", "1")
     assert code == 0, error
