@@ -105,6 +105,8 @@ Decay = Annotated[float, Range(0, MAX_DECAY)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Whole = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
+Precision = Annotated[str, OneOf("fp32", "bf16", "fp16")]
+"""Of matrix products; what is float32 all the same, is said where it is used."""
 
 
 @dataclass(frozen=True)

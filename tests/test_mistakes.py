@@ -39,7 +39,7 @@ encode digits --split val --workers -1 | '-1', expected a whole number from 1
 encode digits --split val --chunk-rows 0 | --chunk-rows: '0', expected a whole number from 1
 encode digits --split val --precision fp8 | 'fp8'; fp32; bf16
 encode digits --split val --views -1 | --views: '-1', expected a whole number from 0
-encode digits --split val --views 99999999 | views is 99999999, expected a whole number from 0 to 10,000
+encode digits --split val --views 99999999 | --views: '99999999', expected a whole number from 0 to 10,000
 encode digits --split val --views 2 --augmentation heavy | 'heavy'; wise_ft
 encode digits --split val --tap layer99 | no tap 'layer99'; it has pre_projection
 encode digits --split val --shard 3/2 | shard 3 of 2: expected an index from 0
@@ -123,7 +123,7 @@ fit ridge digits/val -o new.safetensors --set alphas | --set alphas: expected NA
 fit ridge digits/val -o new.safetensors --set alphas=[-1] | alphas is [-1], expected a number above 0; list of numbers
 fit ridge digits/val -o new.safetensors --set metric=accuracy | 'accuracy' is not a JSON value; quote strings twice
 fit ridge digits/val -o new.safetensors --set 'metric="accuracy"' | is 'accuracy', expected 'auto', 'nll', 'top1' or
-fit ridge digits/val -o new.safetensors --set cv=1 | a number of folds from 2; got 1
+fit ridge digits/val -o new.safetensors --set cv=1 | ridge.cv is 1, expected 'loo', or a whole number from 2
 3 fit ridge digits/val -o new.safetensors --select digits/none | digits/none
 5 fit ridge digits/val -o new.safetensors --select other/test | split other/test; encode both with one model
 fit ridge digits/val -o new.safetensors --prior missing.safetensors | missing.safetensors
@@ -215,15 +215,15 @@ leaks digits/test digits/val --per-row 0 | per_row 0; at least 1
 demo --full --steps 0 | --steps: '0', expected a whole number from 1
 demo --output x.png | --output x.png: is a file; name a folder
 generate | required: -o/--out
-generate three.txt --out made --images 0 | images is 0, expected a whole number from 1
+generate three.txt --out made --images 0 | --images: '0', expected a whole number from 1
 generate nosuch.txt --out made | 'nosuch.txt': no such file
 finetune digits | required: -o/--out
 finetune digitz --out run | unknown source 'digitz', did you mean 'digits'?
-finetune digits --out run --steps 0 | steps is 0, expected a whole number from 1
+finetune digits --out run --steps 0 | --steps: '0', expected a whole number from 1
 finetune digits --out run --steps 99999999999 | expected a whole number from 1 to 1,000,000,000
 finetune digits --out run --steps 5 --epochs 2 | epochs 2 and steps 5: give one of the two
-finetune digits --out run --steps 5 --lr -1 | lr is -1.0, expected a number above 0
-finetune digits --out run --steps 5 --lr fast | invalid float value: 'fast'
+finetune digits --out run --steps 5 --lr -1 | --lr: '-1', expected a number above 0
+finetune digits --out run --steps 5 --lr fast | --lr: 'fast', expected a number above 0
 finetune digits --out run --recipe nosuch | recipe nosuch: expected one of; flyp; or a TOML file
 finetune digits --out run --recipe bad.toml | bad.toml: cannot be read as TOML; expected NAME = VALUE
 finetune digits --out run --recipe unknown.toml | unknown options step; expected some of
@@ -233,15 +233,15 @@ finetune digits --out run --steps 1 --head missing.safetensors | 'missing.safete
 finetune digits --out run --steps 1 --objective mse | 'mse'; contrastive
 finetune digits --out run --steps 1 --schedule lipsum --warmup 5 | leave warmup out
 finetune digits --out run --steps 1 --optimizer sgd | 'sgd'; adamw
-finetune digits --out run --steps 1 --shots 0 | shots is 0, expected a whole number from 1
-finetune digits --out run --steps 1 --layer-decay 2 | layer_decay is 2.0, expected a number above 0 and at most 1
+finetune digits --out run --steps 1 --shots 0 | --shots: '0', expected a whole number from 1
+finetune digits --out run --steps 1 --layer-decay 2 | --layer-decay: '2', expected a number above 0 and at most 1
 finetune digits --out full --steps 1 | full exists and is not the folder of a run; name another --out
-finetune digits --out run --steps 1 --train everything | train is ['everything']; each of them 'image', 'text'
-finetune digits --out run --steps 1 --batch-size 0 | batch_size is 0, expected a whole number from 1
+finetune digits --out run --steps 1 --train everything | --train: invalid choice: 'everything'; 'image', 'text'
+finetune digits --out run --steps 1 --batch-size 0 | --batch-size: '0', expected a whole number from 1
 finetune digits --out run --steps 1 --val digits:nosuch | no split 'nosuch'; expected one of train
 finetune digits --out run --steps 1 --split nosuch | no split 'nosuch'
 finetune digits --out run --steps 1 --betas 0.9 | --betas: expected 2 arguments
-finetune digits --out run --steps 1 --label-smoothing 1.5 | label_smoothing is 1.5; a number from 0 to below 1
+finetune digits --out run --steps 1 --label-smoothing 1.5 | --label-smoothing: '1.5'; a number from 0 to below 1
 wise tiny missing.pt --out merged | missing.pt: no such file or folder; give a model folder
 wise tiny tiny | required: -o/--output/--out
 wise tiny --out merged | required: FINE_TUNED

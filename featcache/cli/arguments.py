@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from featcache.cli.sources import sources_help
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
+from featcache.encoding.options import EncodeOptions
+from featcache.parameters import Parameter, descriptions_of, parameters_of
 from featcache.progress import Progress, Silent, coloured, printable, shown_progress
 from featcache.store import ImageStore, TextStore
 from featcache.store.catalogue import other_names
@@ -66,28 +67,53 @@ def data_arguments(parser: argparse.ArgumentParser, metavar: str, nargs: str | N
     )
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """An argparse type for integers of at least `low`."""
+def typed(kind: object) -> Callable[[str], object]:
+    """An argparse type: the value of a text, which the annotation must allow."""
+    declared = Parameter("", kind, None).given
 
-    def number(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from {low}")
-        return int(text)
+    def value(text: str) -> object:
+        try:
+            return declared.check(declared.parsed(text))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {declared.expected}") from None
 
-    return number
+    return value
+
+
+METAVARS = {int: "N", float: "X"}
+PRECISION = parameters_of(load_encoder)["precision"]
+
+
+def flag(parser: argparse.ArgumentParser, parameter: Parameter, text: str, **settings: Any) -> None:
+    """Add the flag of a parameter: its declaration gives type, choices and default, which `settings` may replace."""
+    kind, default = parameter.given.kind, settings.setdefault("default", parameter.default)
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+        settings.setdefault("nargs", "+")
+    if kind is bool:
+        settings.setdefault("action", "store_true")
+    elif choices := settings.get("choices") or Parameter(parameter.name, kind, None).choices:
+        settings["choices"] = choices
+    else:
+        settings["type"] = typed(kind)
+        settings["metavar"] = METAVARS.get(get_args(kind)[0] if get_origin(kind) is Annotated else kind)
+    shown = parameter.default if default is argparse.SUPPRESS else default
+    if "default:" not in text and shown not in (None, (), "") and settings.get("action") != "store_true":
+        text += f" (default: {shown})"
+    parser.add_argument(f"--{parameter.name.replace('_', '-')}", help=text.replace("%", "%%"), **settings)
+
+
+def precision_argument(parser: argparse.ArgumentParser, text: str, **settings: Any) -> None:
+    """Add ``--precision``."""
+    flag(parser, PRECISION, text, **settings)
 
 
 def decoding_arguments(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     """Add ``--batch-size`` and ``--workers``; without a default batch size, `encode` chooses one."""
-    default = batch_size or "64 on a GPU, measured on a CPU"
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=batch_size,
-        metavar="N",
-        help=f"images per forward pass (default: {default})",
-    )
-    parser.add_argument("--workers", type=at_least(1), metavar="N", help="decoding threads (default: one per core)")
+    declared, texts = parameters_of(EncodeOptions), descriptions_of(EncodeOptions)
+    text = "images per forward pass" if batch_size else texts["batch_size"]
+    flag(parser, declared["batch_size"], text, default=batch_size)
+    flag(parser, declared["workers"], texts["workers"])
 
 
 def dry_run_argument(parser: argparse.ArgumentParser, done: str) -> None:
@@ -123,12 +149,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pretrained_argument(parser)
     device_argument(parser)
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        choices=("fp32", "bf16", "fp16"),
-        help="precision of the model's matrix products (default: fp32)",
-    )
+    precision_argument(parser, "precision of the model's matrix products")
     quiet_argument(parser)
     root_argument(parser)
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from featcache.cli.arguments import (
     alias_note,
-    at_least,
     data_arguments,
     decoding_arguments,
     dry_run_argument,
     encoder_of,
+    flag,
     model_arguments,
     preprocess_argument,
     progress_of,
@@ -23,14 +23,14 @@ from featcache.cli.arguments import (
     update_labels_argument,
 )
 from featcache.datasets import Dataset, open_datasets
-from featcache.datasets.holdout import holdout_options
+from featcache.datasets.holdout import Holdout, holdout_options
 from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.errors import DatasetError, ShardDoneError
+from featcache.parameters import descriptions_of, parameters_of
 from featcache.progress import format_bytes, format_seconds
 from featcache.store.key import Json
 from featcache.store.reading.images import parts_of
-from featcache.store.reading.tokens import POOLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,20 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_arguments(parser, "DATA", nargs="+")
     add("--split", nargs="+", default=["train"], metavar="S", help="splits to encode (default: train)")
     add("--name", help="name of the data set in listings and results")
-    add(
-        "--holdout",
-        type=float,
-        metavar="SHARE",
-        help="if the data has no splits: hold out this share of each class (say 0.2) as val or test",
-    )
-    add("--holdout-seed", type=int, default=0, metavar="S", help="seed of --holdout (default: 0)")
-    add("--holdout-group", metavar="COLUMN", help="metadata column; --holdout keeps samples with equal values together")
-    add("--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: a minute's work, at most 4096)")
-    add("--max-bad", type=at_least(0), default=0, metavar="N", help="tolerate up to N unreadable images (default: 0)")
+    for name, text in descriptions_of(Holdout).items():
+        if name != "holdout_of":
+            default = None if name == "holdout" else parameters_of(Holdout)[name].default
+            flag(parser, parameters_of(Holdout)[name], f"data without splits: {text}", default=default)
+    declared, texts = parameters_of(EncodeOptions), descriptions_of(EncodeOptions)
+    for name in ("chunk_rows", "max_bad", "refresh", "pool", "views", "view_seed"):
+        flag(parser, declared[name], texts[name])
+    flag(parser, declared["augmentation"], "augmentation of the views", choices=sorted(AUGMENTATIONS))
     dry_run_argument(parser, "encoded")
     update_labels_argument(parser)
     shard_argument(parser, "chunks")
-    add("--refresh", action="store_true", help="re-encode chunks whose source files have changed")
     add("--no-reuse", action="store_true", help="do not copy the rows of identical images from other stores")
     add(
         "--tap",
@@ -73,15 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also store another output of the encoder: pre_projection, patch, layer:-2, layer:-2:cls (repeatable; can "
         "be added to a finished store)",
     )
-    add("--pool", choices=POOLS, help="pool the tokens of taps such as patch into one vector per image")
-    add("--views", type=at_least(0), default=0, metavar="K", help="also store K augmented views of every image")
-    add(
-        "--augmentation",
-        default="plain",
-        choices=sorted(AUGMENTATIONS),
-        help="augmentation of the views (default: plain)",
-    )
-    add("--view-seed", type=int, default=0, metavar="S", help="seed of the views (default: 0)")
     decoding_arguments(parser)
     add(
         "--compile",

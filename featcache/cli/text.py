@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import alias_note, at_least, encoder_of, model_arguments, progress_of, repeated_note, show
+from featcache.cli.arguments import alias_note, encoder_of, model_arguments, progress_of, repeated_note, show, typed
 from featcache.datasets import DATASETS, Dataset, open_datasets
 from featcache.datasets.options import WHOLE
 from featcache.encoders.published import check_reachable
 from featcache.errors import DatasetError, PromptError, StoreNotFoundError
+from featcache.parameters import Count
 from featcache.progress import format_seconds
 from featcache.prompts import class_list_names, load_classnames, load_prompt_file, load_templates
 from featcache.store import ImageStore, TextStore, find_store
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--templates", default="simple", help="template set, file, or one with {} (default: simple)")
     add("--prompts", metavar="FILE", help="JSON {class: [sentence, ...]} instead of templates")
     add("--name", help="name of the store in listings")
-    add("--random", type=at_least(1), metavar="M", help="a bank of M random texts instead of classes (Lipsum)")
-    add("--length", type=at_least(1), default=8, metavar="L", help="tokens per random text (default: 8)")
+    add("--random", type=typed(Count), metavar="M", help="a bank of M random texts instead of classes (Lipsum)")
+    add("--length", type=typed(Count), default=8, metavar="L", help="tokens per random text (default: 8)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the random texts (default: 0)")
     model_arguments(parser)
 

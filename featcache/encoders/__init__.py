@@ -8,6 +8,7 @@ from featcache.encoders.base import Batch, Encoder, full_name, loading_arguments
 from featcache.encoders.model_names import open_clip_name
 from featcache.encoders.preparation import PREPARATIONS, encoder_for, prepared_by
 from featcache.encoders.published import check_reachable
+from featcache.parameters import Precision
 
 ENCODERS: dict[str, str] = {
     "tiny": "featcache.encoders.openclip:load_tiny",
@@ -42,7 +43,7 @@ def load_encoder(
     pretrained: str | None = None,
     *,
     device: str | None = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     preprocess: str | None = None,
 ) -> Encoder:
     """Load an encoder.
@@ -55,7 +56,7 @@ def load_encoder(
         ``python:MODULE:FUNCTION``
     pretrained : open_clip tag, checkpoint file, or ``random``
     device : default: ``cuda`` if available, else ``cpu``
-    precision : ``fp32``, ``bf16`` or ``fp16``, in which the towers compute
+    precision : precision of the towers' matrix products
     preprocess : one of `featcache.encoders.preparation.PREPARATIONS` in place of the model's own preparation of images;
         part of the image identity, not of the text identity
 

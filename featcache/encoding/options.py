@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from featcache.errors import FeatcacheError
-from featcache.parameters import Count, Range, Whole, check_parameters, parameters_of
+from featcache.parameters import Count, OneOf, Range, Whole, check_parameters, parameters_of
 from featcache.store.reading.parts import Part
-from featcache.store.reading.tokens import check_pool, has_tokens, pooled_name, tap_name
+from featcache.store.reading.tokens import POOLS, check_pool, has_tokens, pooled_name, tap_name
 
 MOST_VIEWS = 10_000
 
@@ -63,22 +63,21 @@ class EncodeOptions:
 
     Parameters
     ----------
-    batch_size : images per forward pass. Default: ``$FEATCACHE_BATCH_SIZE``; else 64 on a GPU, and on a CPU the fastest
-        of 8, 16, 32 and 64, measured on the first batches (whose features are kept).
-    chunk_rows : rows per chunk. Default: ``$FEATCACHE_CHUNK_ROWS``; else at most 4096 and about a minute's work,
-        estimated from a few images. A store that was begun keeps its own.
-    workers : threads that read and decode; default: one per core
-    ahead : batches decoded ahead; default: 0 on a CPU, 4 on a GPU
-    max_bad : unreadable images to tolerate; more raise ImageReadError
+    batch_size : images per forward pass (default: ``$FEATCACHE_BATCH_SIZE``; else 64 on a GPU, and on a CPU the fastest
+        of 8, 16, 32 and 64, measured on the first batches, whose features are kept)
+    chunk_rows : rows per chunk (default: ``$FEATCACHE_CHUNK_ROWS``; else at most 4096 and about a minute's work,
+        estimated from a few images); a store that was begun keeps its own
+    workers : threads that read and decode (default: one per core)
+    ahead : batches decoded ahead (default: 0 on a CPU, 4 on a GPU)
+    max_bad : unreadable images to tolerate; more are an error
     update_labels : if the labels of the source changed, write the new ones (features are kept) instead of raising
-    refresh : if source files changed, encode their chunks again instead of raising
-    share : the share of this process; default: from torchrun's RANK and WORLD_SIZE, else all of the work
+    refresh : encode again the chunks whose source files have changed, instead of raising an error
+    share : the share of this process (default: from torchrun's RANK and WORLD_SIZE, else all of the work)
     taps : further outputs of the encoder to store: ``pre_projection``, ``patch``, ``layer:-2:cls``; see
         `featcache.store.reading.tokens`
-    pool : how to pool taps with tokens, so that ``patch`` is stored as ``patch:mean``; one of
-        `featcache.store.reading.tokens.POOLS`
+    pool : pool the tokens of taps such as ``patch`` into one vector per image, stored as ``patch:mean``
     views : number of augmented views of every image to store
-    augmentation : one of `featcache.encoding.augment.AUGMENTATIONS`
+    augmentation : augmentation of the views, one of `featcache.encoding.augment.AUGMENTATIONS`
     view_seed : seed of the views
     compiled : compile the model with torch, at a fixed batch size; not for taps. Features differ in their last digits,
         as between two devices.
@@ -94,7 +93,7 @@ class EncodeOptions:
     refresh: bool = False
     share: Share | None = None
     taps: Sequence[str] = ()
-    pool: str | None = None
+    pool: Annotated[str, OneOf(*POOLS)] | None = None
     views: Annotated[int, Range(0, MOST_VIEWS)] = 0
     augmentation: str = "plain"
     view_seed: Whole = 0

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import featcache
-from featcache.cli.arguments import at_least, show, table_width
+from featcache.cli.arguments import show, table_width, typed
 from featcache.datasets import open_dataset
+from featcache.parameters import Count
 from featcache.progress import Printed, Silent, format_seconds
 from heads.cli.demo import TESTS, demo_arguments, run_demo
 
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo_arguments(parser)
     add = parser.add_argument
     add("--full", action="store_true", help="also fine-tune, encode, evaluate and interpolate (takes minutes)")
-    add("--steps", type=at_least(1), metavar="N", help="with --full: train for N updates instead of two epochs")
+    add("--steps", type=typed(Count), metavar="N", help="with --full: train for N updates instead of two epochs")
 
 
 def run(args: argparse.Namespace) -> int:

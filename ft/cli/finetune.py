@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import (
     data_arguments,
     device_argument,
     dry_run_argument,
+    flag,
     pretrained_argument,
     progress_of,
     quiet_argument,
@@ -58,25 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device_argument(parser)
     quiet_argument(parser)
     root_argument(parser)
-    kinds, texts = get_type_hints(FinetuneOptions), descriptions_of(FinetuneOptions)
-    for option in dataclasses.fields(FinetuneOptions):
-        if option.name not in ("regularizers", "eval_names"):
-            _add_flag(parser, option.name, kinds[option.name], option.default, texts.get(option.name, ""))
-
-
-def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: object, text: str) -> None:
-    """Add the flag of an option, without a default: the recipe's value or the option's default then applies."""
-    shown = "" if default in (None, (), "") or "default:" in text else f" (default: {default})"
-    settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%") + shown}
-    if type(None) in get_args(kind):  # int | None
-        kind = next(part for part in get_args(kind) if part is not type(None))
-    if get_origin(kind) is tuple:
-        kind, settings["nargs"] = get_args(kind)[0], 2 if name == "betas" else "+"
-    if kind is bool:
-        settings["action"] = argparse.BooleanOptionalAction
-    else:
-        settings |= {"type": kind, "choices": declared_options()[name].choices}
-    parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    texts = descriptions_of(FinetuneOptions)
+    for name, option in declared_options().items():
+        if name not in ("regularizers", "eval_names"):
+            settings: dict[str, Any] = {"nargs": 2} if name == "betas" else {}
+            if option.kind is bool:
+                settings["action"] = argparse.BooleanOptionalAction
+            # Without a default: the recipe's value, or that of the option, then applies.
+            flag(parser, option, texts[name], default=argparse.SUPPRESS, **settings)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,12 +7,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import device_argument, progress_of, quiet_argument, shard_argument, show
+from featcache.cli.arguments import (
+    device_argument,
+    flag,
+    precision_argument,
+    progress_of,
+    quiet_argument,
+    shard_argument,
+    show,
+)
 from featcache.cli.text import classnames_of
 from featcache.errors import DatasetError, PromptError
+from featcache.parameters import descriptions_of, parameters_of
 from featcache.progress import format_seconds
 from featcache.prompts.class_lists import IMAGENET, class_list_names, load_class_list
 from featcache.prompts.text_files import read_class_file
+from ft.generation.draw import GenerateOptions
 
 if TYPE_CHECKING:
     from ft.generation import GenerateResult, Style
@@ -40,34 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--style", default="imagenet", metavar="NAME", help="prompt style (default: imagenet)")
     add("--styles", metavar="FILE", help="prompt-style file, such as RegFT's prompt_styles.json")
-    add("--images", type=int, default=64, metavar="N", help="images per class and prompt (default: 64); may grow later")
-    add("--seed", type=int, default=1, metavar="S", help="seed of the images (default: 1)")
     add(
         "--model",
         default=MODEL,
         help=f"folder saved by diffusers, or a name on the Hugging Face hub (default: {MODEL})",
     )
     add("--revision", help="revision of a model on the hub")
-    add("--guidance-scale", type=float, default=5.0, metavar="G", help="guidance scale (default: 5)")
-    add("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
-    add("--height", type=int, default=512, metavar="H", help="height to generate, in pixels (default: 512)")
-    add("--width", type=int, default=512, metavar="W", help="width to generate, in pixels (default: 512)")
-    add("--size", type=int, default=224, metavar="S", help="side of the saved images in pixels (default: 224)")
-    add("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
+    texts = descriptions_of(GenerateOptions)
+    for name, option in parameters_of(GenerateOptions).items():
+        flag(parser, option, texts[name])
     shard_argument(parser, "batches")
     device_argument(parser)
-    add(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        help="precision of the model (default: fp16 on a GPU, fp32 on a CPU)",
-    )
+    precision_argument(parser, "precision of the model (default: fp16 on a GPU, fp32 on a CPU)", default=None)
     quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """``featcache generate CLASSES --out DIR``."""
     from featcache.encoding.options import Share
-    from ft.generation import GenerateOptions, generate, load_style
+    from ft.generation import generate, load_style
     from ft.generation.diffusion import Painter
 
     options = GenerateOptions(**{field.name: vars(args)[field.name] for field in fields(GenerateOptions)})

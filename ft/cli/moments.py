@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cli.arguments import at_least, model_arguments, preprocess_argument, progress_of, show
+from featcache.cli.arguments import model_arguments, preprocess_argument, progress_of, show, typed
 from featcache.errors import TrainingError
+from featcache.parameters import Count, Whole
 from featcache.store.places.targets import checked_target
 
 
@@ -15,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DATASET:SPLIT", help="images, usually some of the model's training split")
     add("-o", "--output", metavar="FILE", help="output file (default: beside the model, RUN/best_moments.safetensors)")
-    add("--limit", type=at_least(1), metavar="N", help="use only N images, drawn with --seed")
-    add("--seed", type=at_least(0), default=0, metavar="S", help="seed of the drawn images (default: 0)")
+    add("--limit", type=typed(Count), metavar="N", help="use only N images, drawn with --seed")
+    add("--seed", type=typed(Whole), default=0, metavar="S", help="seed of the drawn images (default: 0)")
     add("--templates", metavar="T", help="also cover a trained text tower, with these templates and class names")
     model_arguments(parser)
     preprocess_argument(parser)

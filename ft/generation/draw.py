@@ -43,7 +43,8 @@ class GenerateOptions:
     seed : seed of the images
     guidance_scale : weight of classifier-free guidance
     steps : denoising steps
-    height, width : size of the generated images, in pixels
+    height : height of the generated images, in pixels
+    width : width of the generated images, in pixels
     size : side of the saved images in pixels, after bicubic resizing
     batch_size : images per forward pass; not recorded, since it changes no image
     """

@@ -15,6 +15,7 @@ from featcache.parameters import (
     OneOf,
     Parameter,
     Positive,
+    Precision,
     Range,
     Whole,
     check_parameters,
@@ -150,7 +151,7 @@ class FinetuneOptions:
     lora_tower: Annotated[str, OneOf(*TOWERS)] = "trained"
     lora_targets: tuple[Annotated[str, OneOf("query", "key", "value", "out", "mlp")], ...] = ("query", "key", "value")
     batch_norm: bool = False
-    precision: Annotated[str, OneOf("fp32", "bf16", "fp16")] = "fp32"
+    precision: Precision = "fp32"
     compile: bool = False
     checkpoint_activations: bool = False
     average: Annotated[str, OneOf("none", "ema", "swa")] = "none"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from featcache.cli.arguments import (
     decoding_arguments,
     device_argument,
+    precision_argument,
     preprocess_argument,
     pretrained_argument,
     root_argument,
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
     add("--model", help="the head's encoder, if the head does not say how to load it")
     pretrained_argument(parser)
-    add("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
+    precision_argument(parser, "default: the head's", default=None)
     preprocess_argument(parser)
     device_argument(parser)
     decoding_arguments(parser, 64)

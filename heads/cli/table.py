@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from featcache.cli.arguments import (
     decoding_arguments,
     device_argument,
+    precision_argument,
     preprocess_argument,
     pretrained_argument,
     progress_of,
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the head, its value in JSON")
     add("--metric", default="top1", help="what the cells show (default: top1)")
     add("--format", default="text", choices=FORMATS, help="format of the tables (default: text)")
-    add("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the models (default: fp32)")
+    precision_argument(parser, "precision of the models' matrix products")
     against_argument(parser)
     results_argument(parser, per="model and data set")
     decoding_arguments(parser)

@@ -22,11 +22,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from featcache.cli.arguments import at_least
+from featcache.cli.arguments import typed
 from featcache.datasets import DATASETS, open_dataset
 from featcache.datasets.sources.arrays import load_array
 from featcache.errors import FeatcacheError, FeatcacheWarning, MissingExtraError
-from featcache.parameters import check_record, json_value
+from featcache.parameters import Count, check_record, json_value
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
 from featcache.store import find_store
 from featcache.store.key import canonical_json, checksum
@@ -248,7 +248,7 @@ def test_counts_are_counts_or_refused(folder: Path, text: str) -> None:
     from argparse import ArgumentTypeError
 
     with refused(ArgumentTypeError):
-        assert at_least(1)(text) >= 1
+        assert typed(Count)(text) >= 1
 
 
 def head_file() -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -19,9 +19,14 @@ from featcache import encode_dataset, list_stores
 from featcache.cli.encode import class_counts
 from featcache.cli.main import VERBS, _plain_warnings, main
 from featcache.encoders.openclip import loading
+from featcache.encoders.torch_images import PRECISIONS
+from featcache.encoding.options import EncodeOptions
 from featcache.errors import DatasetError, EncoderError, FeatcacheWarning
 from featcache.parameters import described
+from featcache.parameters import parameters_of as declared_by
 from featcache.progress import Bar
+from ft.generation import GenerateOptions
+from ft.generation.diffusion import DTYPES
 from ft.merging import MERGES
 from ft.merging.merge import settings_of
 from heads.estimators.catalogue import HEADS, parameters_of
@@ -32,6 +37,29 @@ def test_every_argument_has_a_help_text(verb: str) -> None:
     parser = argparse.ArgumentParser()
     import_module(VERBS[verb][0]).add_arguments(parser)
     assert [action.dest for action in parser._actions if not action.help] == []
+
+
+def flags(verb: str) -> dict[str, argparse.Action]:
+    parser = argparse.ArgumentParser()
+    import_module(VERBS[verb][0]).add_arguments(parser)
+    return {action.dest: action for action in parser._actions}
+
+
+def test_flags_have_the_defaults_and_limits_of_the_declared_options() -> None:
+    for verb, options in (("encode", EncodeOptions), ("generate", GenerateOptions)):
+        found = flags(verb)
+        for name, option in declared_by(options).items():
+            if name in found:
+                assert found[name].default == option.default, (verb, name)
+    for name, bad in (("views", "10001"), ("max_bad", "-1"), ("holdout", "1"), ("chunk_rows", "1.5"), ("workers", "x")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{bad}', expected a "):
+            flags("encode")[name].type(bad)
+
+
+def test_every_precision_flag_has_the_same_choices() -> None:
+    choices = [tuple(found["precision"].choices) for verb in VERBS if "precision" in (found := flags(verb))]
+    assert len(choices) > 5
+    assert {*choices, tuple(PRECISIONS), tuple(DTYPES)} == {("fp32", "bf16", "fp16")}
 
 
 @pytest.mark.parametrize(

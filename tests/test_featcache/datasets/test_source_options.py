@@ -79,7 +79,7 @@ def test_options_from_python_and_the_command_line_are_checked_alike(capsys) -> N
     with pytest.raises(DatasetError, match="option holdout is 2, expected a number above 0 and below 1"):
         featcache.encode("digits", "test", holdout=2)
     assert main(["encode", "digits", "--holdout", "2"]) == DatasetError.exit_code
-    assert "option holdout is 2.0, expected a number above 0 and below 1" in capsys.readouterr().err
+    assert "--holdout: '2', expected a number above 0 and below 1" in capsys.readouterr().err
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_every_option_is_a_flag() -> None:
         (["--regularizer", "ewc=1"], "expected one of lipsum"),
         (["--val", "digits"], "expected DATASET:SPLIT"),
         (["--recipe", "magic"], "expected one of carot, flyp"),
-        (["--batch-size", "0"], "batch_size is 0, expected a whole number from 1"),
+        (["--batch-size", "0"], "--batch-size: '0', expected a whole number from 1"),
         (["--head", "probe"], "no such file"),
     ],
 )
