@@ -67,7 +67,7 @@ def data_arguments(parser: argparse.ArgumentParser, metavar: str, nargs: str | N
     )
 
 
-def typed(kind: object) -> Callable[[str], object]:
+def typed(kind: object) -> Callable[[str], Any]:
     """An argparse type: the value of a text, which the annotation must allow."""
     declared = Parameter("", kind, None).given
 

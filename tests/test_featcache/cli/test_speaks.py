@@ -39,7 +39,7 @@ def test_every_argument_has_a_help_text(verb: str) -> None:
     assert [action.dest for action in parser._actions if not action.help] == []
 
 
-def flags(verb: str) -> dict[str, argparse.Action]:
+def flags(verb: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     import_module(VERBS[verb][0]).add_arguments(parser)
     return {action.dest: action for action in parser._actions}

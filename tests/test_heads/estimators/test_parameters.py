@@ -1,5 +1,7 @@
 """The annotations of a constructor are checked alike in Python, by `--set` and in sweeps."""
 
+import pydoc
+import re
 from typing import Any, get_args
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 from featcache.errors import HeadError
 from featcache.parameters import Parameter, Range
-from heads import KNN, Logistic, Ridge
+from heads import KNN, AdamW, Logistic, Ridge
 from heads.estimators.catalogue import HEADS, head_class, make_head, parameters_of
 
 
@@ -96,3 +98,10 @@ def test_folds_and_class_weights_in_every_form(draw: Any) -> None:
     coefs = [Ridge([1.0], class_weight=form).fit(X, y).coef_ for form in forms]
     for coef in coefs[1:]:
         np.testing.assert_array_equal(coef, coefs[0])
+
+
+def test_help_of_a_head_prints_its_ranges_and_choices() -> None:
+    shown = pydoc.render_doc(AdamW, renderer=pydoc.plaintext)
+    assert "OneOf('top1', 'nll', 'squared_error')" in shown
+    assert "batch_size: typing.Annotated[int, Range(low=1, high=2147483647)] = 128" in shown
+    assert not re.search(r"object at 0x|=inf|=-inf", shown)
