@@ -6,7 +6,8 @@ Written: a state dict (``.safetensors`` or ``.pt``), a model folder of open_clip
 and the files of RegFT and Lipsum-FT; if there is a classification head, it is written beside the model.
 
 Lipsum-FT saves only the image tower: the text tower comes from the base model. So does the activation: a checkpoint
-that is known to need another one is refused, and an assumption is logged as a warning.
+that is known to need another one is refused, and an assumption is logged as a warning. Its head is bound to
+features of ``central-crop``, on which Lipsum-FT evaluates; other heads to those of the model's own preprocessing.
 """
 
 import logging
@@ -192,7 +193,8 @@ def convert(
         write_huggingface(parent.config, state, out, overwrite=overwrite)
     else:
         write_model_folder(parent.source, state, out, {"converted_from": Path(source).name}, overwrite=overwrite)
-    head = _write_head(found, out, layout, classnames) if layout in ("open_clip", "huggingface") else None
+    preprocess = "central-crop" if is_flax(Path(source)) else None  # what Lipsum-FT's heads are trained and judged on
+    head = _write_head(found, out, layout, classnames, preprocess) if layout in ("open_clip", "huggingface") else None
     return Converted(out, head, len(state), len(state) - len(found.state))
 
 
@@ -297,11 +299,13 @@ def _first(keys: Sequence[str]) -> str:
     return f"{len(keys)} tensors ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
 
 
-def _write_head(found: Checkpoint, out: Path, layout: str, classnames: Sequence[str] | None) -> Path | None:
+def _write_head(
+    found: Checkpoint, out: Path, layout: str, classnames: Sequence[str] | None, preprocess: str | None
+) -> Path | None:
     if found.weights is None:
         return None
     folder = out.is_dir() and layout == "open_clip"
-    key = encoder_key(load_open_clip(f"local-dir:{out}", device="cpu")) if folder else None
+    key = encoder_key(load_open_clip(f"local-dir:{out}", device="cpu", preprocess=preprocess)) if folder else None
     path = out.with_name(f"{out.stem if out.is_file() else out.name}_head.safetensors")
     return _save_head(found, classnames, Provenance(head="converted", params={}, encoder_key=key), path)
 

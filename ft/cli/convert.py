@@ -1,9 +1,11 @@
 """The verb ``featcache convert``: checkpoints from and for other libraries."""
 
 import argparse
+from pathlib import Path
 
 from featcache.cli.arguments import pretrained_argument, show
 from featcache.prompts import load_classnames
+from featcache.transfer.flax import is_flax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "adapters such as CaFo; lipsum: a best_acc.ckpt, or a folder of logit_scale.ckpt and both projections",
     )
     add("--head", metavar="FILE", help="head for --to regft or lipsum (default: X_head.safetensors beside a folder X)")
-    add("--classes", metavar="FILE", help="class names of the checkpoint's head, one per line, or `imagenet`")
+    add(
+        "--classes",
+        metavar="FILE",
+        help="class names of the checkpoint's head, one per line, or a named list",
+    )
     add(
         "--trust",
         action="store_true",
@@ -56,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     taken = f", {done.from_base} of them from {args.base}" if done.from_base else ""
-    head = "" if done.head is None else f"\n{done.head}  (its head, for featcache evaluate)"
+    crop = " on features of --preprocess central-crop" if is_flax(Path(args.source)) else ""
+    head = "" if done.head is None else f"\n{done.head}  (its head, for featcache evaluate{crop})"
     text = f"{done.out}  (a head, for featcache evaluate)" if done.head == done.out else None
     if args.to == "lipsum" and done.out.is_dir():
         text = f"{done.out}: {', '.join(sorted(file.name for file in done.out.iterdir()))}{head}"

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import clip_models
 import numpy as np
 import pytest
 import torch
+from foreign_checkpoints import write_ckpt
 from safetensors.numpy import load_file
 
 from featcache.cli.main import main
@@ -88,6 +90,35 @@ def test_arrays_not_marked_as_cropped_are_cropped_and_stored_separately(
     one, two = open_image_store(lies["store"]), open_image_store(cropped["store"])
     assert one.encoder_key == two.encoder_key
     assert np.abs(one.numpy()[0] - two.numpy()[0]).max() > 0.01
+
+
+def test_a_best_acc_file_is_judged_on_the_x224_arrays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """convert best_acc.ckpt, encode, evaluate: the head belongs to the crop that Lipsum-FT evaluates on."""
+    monkeypatch.chdir(tmp_path)
+    model = clip_models.make_model(3)
+    clip_models.write_folder(tmp_path / "base", model)
+    cls = write_ckpt(tmp_path / "best_acc.ckpt", model.state_dict())
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne")
+    images = x224(tmp_path, "DomainNetReal", 3, 5)
+    run(capsys, "convert", "best_acc.ckpt", "out", "--base", "base", "--classes", "classes.txt")
+    spec = "arrays:DomainNetReal_x224,prepared=central-crop,classes=classes.txt"
+    (store,) = run(capsys, "encode", spec, "--split", "test", "--model", "out")
+    (row,) = run(capsys, "evaluate", "out_head.safetensors", "--on", store["store"])
+    mean, std = (np.array(clip_models.PREPROCESS[key]) for key in ("mean", "std"))
+    pixels = torch.from_numpy(((images / 255 - mean) / std).transpose(0, 3, 1, 2))
+    with torch.inference_mode():
+        features = model.double().eval().encode_image(pixels).numpy()
+        logits = (
+            model.logit_scale.exp().item() * features / np.linalg.norm(features, axis=1, keepdims=True) @ cls.numpy()
+        )
+    y = np.load("DomainNetReal_x224/test_labels.npy")
+    nll = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]
+    assert row["DomainNetReal_x224:top1"] == pytest.approx((logits.argmax(axis=1) == y).mean())
+    assert row["DomainNetReal_x224:nll"] == pytest.approx(nll.mean(), rel=2e-3)
+    short = ("--steps", 2, "--batch-size", 4, "--quiet", "--split", "test", "--recipe", "lipsum_domainnet", "-o", "RUN")
+    run(capsys, "finetune", spec, "--model", "out", "--head", "out_head.safetensors", *short)
 
 
 def test_prepared_and_unprepared_sets_are_not_mixed_silently(
