@@ -25,12 +25,11 @@ from featcache.encoders.staging import Stage
 from featcache.encoders.taps import find_tap
 from featcache.encoding.augment import view_of
 from featcache.encoding.options import EncodeOptions
-from featcache.encoding.outputs import Work
+from featcache.encoding.outputs import PutFile, TokenRows, Work
 from featcache.encoding.pace import BatchSize
 from featcache.encoding.pipeline import default_ahead, default_workers, prepared, read_sample, worked_batches
 from featcache.encoding.reuse import Donors, Place
 from featcache.encoding.store_job import MadeChunk
-from featcache.encoding.tokens import PutFile, TokenRows
 from featcache.errors import ContentChangedError, EncoderError
 from featcache.progress import counted
 from featcache.store import BadRow

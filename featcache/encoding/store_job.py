@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, TypeVar
 
-from featcache.encoding.behind import Behind
 from featcache.encoding.options import Share
 from featcache.encoding.outputs import Outputs, Work
+from featcache.encoding.pipeline import Behind
 from featcache.errors import (
     MismatchError,
     ShardDoneError,

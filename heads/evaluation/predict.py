@@ -18,8 +18,8 @@ from featcache.encoders import Encoder, load_encoder
 from featcache.encoders.base import PROJECTED, Batch, whole_encoder
 from featcache.encoders.taps import encode_outputs, find_tap, taps_of
 from featcache.encoding.chunks import normalise, stored_identity
+from featcache.encoding.outputs import unit_tokens
 from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, prepared_batches
-from featcache.encoding.tokens import unit_tokens
 from featcache.errors import DatasetError, EncoderError, FeatcacheError, HeadError, MismatchError
 from featcache.prompts.text_files import read_lines
 from featcache.store import content_key

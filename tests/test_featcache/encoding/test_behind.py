@@ -9,7 +9,7 @@ import pytest
 from fakes import NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, encode_dataset
-from featcache.encoding.behind import MOST_WAITING, Behind
+from featcache.encoding.pipeline import MOST_WAITING, Behind
 from featcache.errors import StoreWriteError
 from featcache.store import StoreWriter
 from featcache.store.places import local
