@@ -6,6 +6,7 @@ store's path: changed weights give another path, and no store ever becomes inval
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -212,9 +213,10 @@ FOLDER_PROVENANCE, FOLDER_FILES = "provenance.json", "files"
 
 
 def full_name(model: str) -> str:
-    """``local-dir:FOLDER`` for the path of a model folder; any other name unchanged."""
+    """``local-dir:FOLDER`` for a model folder named so or by its path, with ``~`` expanded; other names unchanged."""
     bare = ":" not in model and model != "tiny" and (Path(model).expanduser() / FOLDER_CONFIG).is_file()
-    return f"local-dir:{model}" if bare else model
+    folder = model.removeprefix("local-dir:")
+    return f"local-dir:{os.path.expanduser(folder)}" if bare or folder != model else model
 
 
 def loading_arguments(

@@ -30,6 +30,7 @@ from ft.checkpoints.folder import (
     HEAD,
     head_path,
     model_folder,
+    path_of,
     read_config,
     read_state,
     write_model_folder,
@@ -102,7 +103,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
 
     `trust` unpickles files without a safe reader, which runs the code in them; see `ft.checkpoints.formats.pickled`.
     """
-    file = Path(str(path).removeprefix("local-dir:"))
+    file = path_of(path)
     if is_flax(file):
         state, cls = read_lipsum(file)
         scale = (logit_scale_of(file) if state else None) or 1.0
@@ -166,7 +167,7 @@ def convert(
         Tensors are missing or do not match the base's architecture; or the number of class names differs from the
         head's classes. Nothing is written then.
     """
-    out, layout = Path(out), settings.get("layout", "open_clip")
+    out, layout = Path(out).expanduser(), settings.get("layout", "open_clip")
     overwrite, classnames = settings.get("overwrite", False), settings.get("classnames")
     _check_target(out, layout, overwrite)
     parent = _base(source, base, pretrained)
@@ -213,7 +214,7 @@ def _check_target(out: Path, layout: str, overwrite: bool) -> None:
 
 def _with_head(source: str | Path, found: Checkpoint, file: str | Path | None) -> Checkpoint:
     """Add the head in `file`, or by default the one beside a model folder, if any."""
-    folder = Path(str(source).removeprefix("local-dir:"))
+    folder = path_of(source)
     beside = head_path(folder.parent, folder.name)
     if file is None and (found.weights is not None or not beside.is_file()):
         return found
@@ -274,7 +275,7 @@ def _base(source: str | Path, base: str | None, pretrained: str | None) -> Paren
         raise EncoderError(
             f"--pretrained {pretrained}: expected an architecture for these weights; name it with --base"
         )
-    folder = Path(str(source).removeprefix("local-dir:"))
+    folder = path_of(source)
     return parent_of(source) if str(source) == "tiny" or (folder / CONFIG).is_file() else None
 
 

@@ -45,15 +45,16 @@ TOKENIZER_FILES += ("added_tokens.json", "config.json", "spiece.model", "sentenc
 CLIP, HEAD = "clip", "head"
 """Parts of a model that RegFT saved for adapters."""
 
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # open_clip's training, OpenAI's example and many others
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict from a file, or from the weights file of a model folder.
 
-    Reads safetensors, torch files (with ``weights_only=True``, so that no code in them runs; including open_clip's
-    training checkpoints, which hold the weights under ``state_dict``) and OpenAI's TorchScript archives. Key prefixes
-    of DistributedDataParallel and torch.compile are removed.
+    Reads safetensors, torch files (with ``weights_only=True``, so that no code in them runs; including training
+    checkpoints that hold the weights under one of `WRAPPERS`) and OpenAI's TorchScript archives. Key prefixes of
+    DistributedDataParallel and torch.compile are removed.
 
     Raises
     ------
@@ -78,8 +79,8 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise EncoderError(
             f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({said}); {way}"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    inner = (content.get(key) for key in WRAPPERS) if isinstance(content, Mapping) else ()
+    content = next((found for found in inner if isinstance(found, Mapping)), content)
     if isinstance(content, Mapping) and content.keys() == {CLIP, HEAD}:
         content = _flat(content)
     if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
@@ -160,10 +161,16 @@ def head_path(out: Path, name: str) -> Path:
     return out / f"{name}_head.safetensors"
 
 
+def path_of(name: str | Path) -> Path:
+    """The path that ``local-dir:FOLDER``, ``FOLDER`` or ``FILE`` names, with ``~`` expanded."""
+    return Path(str(name).removeprefix("local-dir:")).expanduser()
+
+
 def model_folder(name: str | Path) -> Path:
     """The folder of ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``; EncoderError if the folder is not a model folder."""
-    text = str(name).removeprefix("local-dir:")
-    folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
+    folder = path_of(name)
+    if folder == Path("tiny") and not folder.exists():
+        folder = Path(encoders.__file__).parent / "tiny"
     if not (folder / CONFIG).is_file():
         lacks = f"no {CONFIG}" if folder.exists() else "no such file or folder"
         raise EncoderError(

@@ -23,6 +23,7 @@ from ft.checkpoints.folder import (
     OPTIONS,
     START,
     model_folder,
+    path_of,
     read_config,
     read_state,
     stored_shapes,
@@ -94,7 +95,7 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
     if isinstance(name, Parent):
         return name
     text = str(name)
-    path = Path(text.removeprefix("local-dir:"))
+    path = path_of(text)
     if text == "tiny" or (path / CONFIG).is_file():
         if pretrained is not None:
             raise EncoderError(f"--pretrained {pretrained}: {text} has weights of its own; leave --pretrained out")

@@ -224,7 +224,7 @@ def _write_page(
     if args.report:
         page, *_ = write_report(reported, args.report, datasets=datasets, title=title, background=background)
         return page
-    return write_page(reported, Path(args.out) / PAGE, Shown(datasets), title=title, background=background)
+    return write_page(reported, Path(args.out).expanduser() / PAGE, Shown(datasets), title=title, background=background)
 
 
 def _reported(found: Sweep, names: Sequence[str]) -> list[Row]:

@@ -53,7 +53,7 @@ def merge(
     """
     check_settings(method, settings)
     _check_number(method, "models", len(models), None)
-    target = Path(out)
+    target = Path(out).expanduser()
     check_targets([target], overwrite)
     needs = needs_of(method)
     parent = parent_of(models[0] if base is None else base)

@@ -18,7 +18,7 @@ from featcache.datasets.base import Dataset
 from featcache.encoders.openclip import TINY, OpenClipEncoder
 from featcache.errors import MismatchError, TrainingError
 from featcache.progress import Progress, Silent
-from ft.checkpoints.folder import read_metadata, read_state, weights_file, write_state
+from ft.checkpoints.folder import path_of, read_metadata, read_state, weights_file, write_state
 from ft.checkpoints.parents import account_of
 from ft.merging.fisher import pixel_batches
 from ft.merging.wise import HEAD_WEIGHT
@@ -131,7 +131,7 @@ def moments_path(folder: str | Path) -> Path:
 
     For the built-in `tiny` it is in the working directory, since nothing is written into the package.
     """
-    path = Path(str(folder).removeprefix("local-dir:"))
+    path = path_of(folder)
     name = f"{path.name}_moments.safetensors"
     return Path(name) if path.resolve() == TINY.resolve() else path.with_name(name)
 

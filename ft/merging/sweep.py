@@ -154,7 +154,7 @@ def sweep(
     TrainingError, EncoderError, MismatchError
         See `ft.merging.wise.wise`; also if the number of heads does not match that of the models.
     """
-    options, out = options or WiseOptions(), Path(out)
+    options, out = options or WiseOptions(), Path(out).expanduser()
     steps = [float(alpha) for alpha in alphas]
     check_targets([out / BEST], options.overwrite)
     run = _Evaluation(select, options)
@@ -190,7 +190,8 @@ def sweep_unchosen(
     """
     if options.best_only or options.soup == "greedy":
         raise TrainingError("best_only and a greedy soup choose on a selection split; give one (--select)")
-    return _Evaluation(None, options).merge(zero_shot, fine_tuned, [float(alpha) for alpha in alphas], Path(out))[0]
+    run, out = _Evaluation(None, options), Path(out).expanduser()
+    return run.merge(zero_shot, fine_tuned, [float(alpha) for alpha in alphas], out)[0]
 
 
 def best_in(found: Sweep, on: Sequence[Dataset], select: Dataset | None, options: WiseOptions) -> list[Detail]:

@@ -17,7 +17,15 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError, TrainingError
 from featcache.transfer.flax import is_flax
-from ft.checkpoints.folder import check_targets, model_folder, read_config, read_state, weights_file, write_model_folder
+from ft.checkpoints.folder import (
+    check_targets,
+    model_folder,
+    path_of,
+    read_config,
+    read_state,
+    weights_file,
+    write_model_folder,
+)
 from ft.checkpoints.formats.activation import activation_of_file, check_base_activation
 from ft.checkpoints.formats.lipsum import read_lipsum
 from ft.checkpoints.parents import Parent, account_of, parent_of
@@ -136,7 +144,7 @@ def wise(
     TrainingError
         There are no alphas, or repeated or infinite ones, or there is no fine-tuned model.
     """
-    targets = _targets(Path(out), alphas, fisher is not None, overwrite)
+    targets = _targets(Path(out).expanduser(), alphas, fisher is not None, overwrite)
     tuned = [folder1] if isinstance(folder1, str | Path) else list(folder1)
     if not tuned:
         raise TrainingError("no fine-tuned model was given; expected at least one")
@@ -194,7 +202,7 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
 
 def weights_of(parent: Parent, name: str | Path) -> Path:
     """Weights file of a fine-tuned model; a folder must have the configuration of the zero-shot model."""
-    path = Path(str(name).removeprefix("local-dir:"))
+    path = path_of(name)
     if path.is_file():
         check_base_activation(str(name), activation_of_file(path), parent.config, parent.named[0], "ZERO_SHOT")
         return path

@@ -135,7 +135,7 @@ def finetune(
     dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else as_dataset(data, split)
     validation = open_split(val, labels) if isinstance(val, str) else val if val is None else as_dataset(val, "val")
     refuse_multilabel(dataset, validation)
-    folder = Path(out)
+    folder = Path(out).expanduser()
     is_new = not folder.exists()
     with processes(settings.get("device")) as place:
         devices = [torch.device(place.device)] if place.device.startswith("cuda") else []

@@ -28,7 +28,7 @@ def write_run_page(folder: str | Path, val: Dataset | None = None) -> Path:
     It has a row per evaluation, curves of losses and metrics, and with the selection split `val` the results of the
     best checkpoint by class.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     options: Json = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
     steps = dict(_lines(folder / LOG))
     judged = {step: line["val"] for step, line in steps.items() if "val" in line}

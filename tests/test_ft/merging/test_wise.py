@@ -50,6 +50,18 @@ def test_encoders_of_a_path_share_stores_with_the_parents(folders: tuple[Path, P
     assert np.isfinite(middle.encode_images([picture])).all()
 
 
+def test_a_tilde_is_the_home_folder(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands it behind ``local-dir:``, nor in a Python string."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    models = ["local-dir:~/zero", "~/tuned"]
+    assert main(["wise", *models, "--alphas", "0.3", "--on", "digits:test", "--out", "~/out"]) == 0
+    merged, expected = load_file(tmp_path / "out" / "alpha=0.300" / WEIGHTS), clip_models.make_model(0).state_dict()
+    assert merged.keys() == expected.keys()
+    assert load_encoder("~/zero", device="cpu").name == load_encoder(str(folders[0]), device="cpu").name
+
+
 def test_several_fine_tuned_models_are_a_soup(folders: tuple[Path, Path], tmp_path: Path) -> None:
     third = clip_models.make_model(2).state_dict()
     write_state(third, tmp_path / "third.safetensors")
