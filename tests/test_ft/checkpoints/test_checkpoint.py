@@ -30,9 +30,10 @@ def test_safetensors_and_torch_files_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_reads_training_checkpoints(tmp_path: Path, prefix: str) -> None:
-    state = {prefix + key: value for key, value in STATE.items()}
-    torch.save({"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}, tmp_path / "epoch_3.pt")
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_reads_training_checkpoints(tmp_path: Path, prefix: str, key: str) -> None:
+    state = {prefix + name: value for name, value in STATE.items()}
+    torch.save({"epoch": 3, key: state, "optimizer": {"lr": 0.1}}, tmp_path / "epoch_3.pt")
     assert same(read_state(tmp_path / "epoch_3.pt"), STATE)
 
 
