@@ -28,7 +28,7 @@ ASIDE = re.compile(r"(?:.*/)?(?:alpha=[0-9.]+|\.[^/]*)")
 
 
 def open_store(path: str | StorePath, reader: str = "mapped", verify: str = "read") -> Store:
-    """Open a finished store.
+    """Open a finished store of any kind; `open_image_store` and `open_text_store` also declare its type.
 
     Parameters
     ----------

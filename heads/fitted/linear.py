@@ -21,9 +21,9 @@ class LinearHead(LogitHead):
 
     Parameters
     ----------
-    weights : (C, D) float32
+    weights : (C, D), kept as float32
         One row per class (scikit-learn's ``coef_``; open_clip's zero-shot matrix is the transpose).
-    bias : (C,) float32
+    bias : (C,), kept as float32
     classnames : C names; they may repeat
     name : name in results rows
     provenance : JSON-serialisable: head, params, encoder_key, text_digest, classnames, fitted_on, featcache
@@ -44,8 +44,8 @@ class LinearHead(LogitHead):
     optional: ClassVar[Collection[str]] = ("absent",)
     tensors: ClassVar[Mapping[str, str]] = {"weights": "fCD", "bias": "fC"}
 
-    weights: Float32
-    bias: Float32
+    weights: Features
+    bias: Features
     classnames: tuple[str, ...]
     name: str = "linear"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
@@ -102,7 +102,7 @@ class LinearHead(LogitHead):
 
     def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, C) of features (n, D), as float32."""
-        return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
+        return np.asarray(self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias, np.float32)
 
     @property
     def sharing(self) -> Hashable | None:

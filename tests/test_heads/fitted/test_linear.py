@@ -99,3 +99,9 @@ def test_ends_of_an_interpolation_must_match(other: LinearHead, message: str) ->
 def test_interpolation_alpha_must_be_finite() -> None:
     with pytest.raises(HeadError, match="finite"):
         interpolate(head(0), head(1), [float("nan")])
+
+
+def test_weights_of_any_float_type_are_kept_as_float32() -> None:
+    for dtype in (np.float64, np.float32, np.float16):
+        head = LinearHead(np.eye(2, dtype=dtype), np.zeros(2, dtype), ("cat", "dog"))
+        assert {array.dtype.name for array in (head.weights, head.bias, head.logits(np.eye(2)))} == {"float32"}
