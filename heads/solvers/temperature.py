@@ -39,6 +39,9 @@ PRIOR_ROWS = 0.5
 _FEW = 2048
 """Rows whose temperature is the starting point for that of many more."""
 
+_ROUNDING = 1e-13
+"""Spread of scores, relative to the largest, up to which they differ only by rounding in float64."""
+
 _CELLS = 2**17
 """Scores per piece of rows: 1 MiB of float64."""
 
@@ -145,8 +148,10 @@ def fit_mixture(
     """
     rows, other = _Rows.of(scores, labels, weights), to_numpy(base)
     spreads = [rows.spread(z) for z in (rows.scores, other)]
-    if not min(spreads) > 0:
+    if not spreads[1]:
         return fit_temperature(scores, labels, weights=weights, prior_rows=prior_rows), 0.0
+    if not spreads[0]:  # the scores say nothing: the base alone, at its best temperature
+        return 1.0, 1.0 / fit_temperature(base, labels, weights=weights, prior_rows=prior_rows)
     # A softmax does not depend on a row's mean, and without it float32 keeps more of the rest.
     wide = (z - z.mean(axis=1, keepdims=True) for z in (rows.scores, other))
     a, b = (torch.from_numpy((z / spread).astype(np.float32)) for z, spread in zip(wide, spreads, strict=True))
@@ -241,12 +246,16 @@ class _Rows(NamedTuple):
         return cls(scores, labels, found, float(found.sum()))
 
     def spread(self, scores: NDArray[np.floating]) -> float:
-        """Weighted mean of the standard deviations of the rows of scores (N, C); HeadError if one is not finite."""
+        """Weighted mean of the standard deviations of the rows of scores (N, C); 0 if it is only rounding.
+
+        HeadError if one is not finite.
+        """
         with np.errstate(invalid="ignore", over="ignore"):
             found = float(self.weights @ scores.std(axis=1, dtype=np.float64)) / self.total
         if not np.isfinite(found):
             raise HeadError("scores hold NaN or infinity, or overflow float64 when squared; drop these rows")
-        return found
+        largest = max(float(scores.max()), -float(scores.min()))
+        return found if found > _ROUNDING * largest else 0.0
 
 
 def _slopes(rows: _Rows, share: float) -> tuple[Callable[[float], tuple[float, float]], bool]:

@@ -262,7 +262,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("lp_plus_plus", what): "rows of about length 1" for what in INPUTS if "denormals" in what or what == "zeros"},
     ("lp_plus_plus", "one column"): "a class with zero weights",
     ("lp_plus_plus", "1e200"): "squares overflow",
-    ("gda", "3e38"): BEYOND_FLOAT32,
+    ("gda", "3e38"): "overflow float32",
     ("gda 1", "3e38"): "overflow float32",
     ("tip_adapter", "3e38"): "overflow float32",
     ("tip_adapter_f", "3e38"): "overflow float32",

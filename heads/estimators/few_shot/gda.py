@@ -13,7 +13,7 @@ from heads.estimators.base import LinearClassifier, Loss, criterion
 from heads.estimators.discriminant import LinearDiscriminant
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, held_out_masks
 from heads.kernels.tally import stats_of_arrays
-from heads.rows.samples import Features, Float, gathered
+from heads.rows.samples import Features, Float, gathered, overflow
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.temperature import fit_mixture, fit_temperature
 
@@ -87,12 +87,16 @@ class GDA(FewShotClassifier, LinearClassifier):
         self.temperature_ = 1.0
         if not isinstance(self.alpha, str):
             return float(self.alpha), "given"
-        found = _held_out(rows, X, whole)
-        if found is None:
-            spread = (X @ whole[0].T + whole[1]).std(axis=1).mean()
-            return float(1.0 / spread) if spread > 0 else 0.0, "none"
-        scores, features, labels = found
+        held = _held_out(rows, X, whole)
+        if held is None:
+            found = X @ whole[0].T + whole[1]
+            spread = found.std(axis=1).mean()
+            some = spread > 1e-12 * np.abs(found).max()  # of equal rows it is only rounding
+            return float(1.0 / spread) if some else 0.0, "none"
+        scores, features, labels = held
         how, base = "folds" if rows.validation is None else "split", rows.text.logits(features)
+        if not np.isfinite(base).all():
+            raise overflow("zero-shot logits overflow", features)
         temperature, weight = fit_mixture(scores, base, labels)
         self.temperature_, share = (temperature / weight, 1.0 / weight) if weight > 0 else (temperature, np.inf)
         if self.metric != "nll" and np.isfinite(share):

@@ -132,3 +132,18 @@ def test_labels_and_scores_that_have_no_likelihood_are_refused(
         fit_temperature(scores, labels)
     with pytest.raises(HeadError, match=message):
         fit_mixture(np.asarray(scores), np.asarray(scores), labels)
+
+
+def test_scores_that_differ_by_rounding_say_nothing() -> None:
+    """Divided by their own spread they would be logits of size one."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 40)
+    scores, base = 0.7 + 1e-16 * rng.integers(-2, 3, (40, 3)), rng.normal(size=(40, 3))
+    assert fit_temperature(scores, labels) == 1.0
+    assert fit_mixture(base, scores, labels) == (fit_temperature(base, labels), 0.0)
+    for equal in (scores, np.zeros((40, 3))):
+        temperature, weight = fit_mixture(equal, base, labels)
+        assert temperature / weight == pytest.approx(fit_temperature(base, labels))
+    head = NearestMean().fit(np.repeat(rng.normal(size=(1, 30)), 9, axis=0), [4, 1, 3, 2, 0, 2, 5, 3, 2])
+    Z = rng.normal(size=(5, 30))
+    np.testing.assert_allclose(head.frozen().predict_proba(Z), head.predict_proba(Z), atol=1e-3)

@@ -102,3 +102,13 @@ def test_alpha_is_the_best_of_its_path_by_another_metric(metric: str) -> None:
         losses[alpha] = (round(float(missed), 6), nll)
     assert found.alpha_ == pytest.approx(min(losses, key=losses.__getitem__))
     assert found.provenance_.params["metric"] == metric
+
+
+def test_equal_rows_of_different_classes_leave_the_zero_shot_head() -> None:
+    """Their discriminant is rounding, which a standard deviation of one would turn into logits."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        text = LinearHead(rng.normal(size=(6, 2)), np.zeros(6), tuple("abcdef"))
+        X, Z = np.repeat(rng.normal(size=(1, 2)), 3, axis=0), rng.normal(size=(5, 2))
+        head = GDA().fit(X, [5, 2, 4], texts=text)
+        np.testing.assert_allclose(head.predict_proba(Z), text.predict_proba(Z), atol=1e-6)
