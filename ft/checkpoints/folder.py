@@ -45,7 +45,7 @@ TOKENIZER_FILES += ("added_tokens.json", "config.json", "spiece.model", "sentenc
 CLIP, HEAD = "clip", "head"
 """Parts of a model that RegFT saved for adapters."""
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # open_clip's training, OpenAI's example and many others
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # of open_clip, and of many training scripts
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
 
