@@ -5,7 +5,6 @@ from pathlib import Path
 
 from featcache.cli.arguments import pretrained_argument, show
 from featcache.prompts import load_classnames
-from featcache.transfer.flax import is_flax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache convert FILE OUT [--base MODEL [--pretrained TAG]] [--to huggingface] [--trust]``."""
+    from featcache.transfer.flax import is_flax
     from ft.checkpoints.convert import convert
 
     done = convert(
