@@ -32,6 +32,7 @@ from ft.training.output import (
     before_after,
     open_folder,
     rows_before,
+    start_again,
     write_head,
     write_model,
     write_options,
@@ -141,7 +142,7 @@ def finetune(
         devices = [torch.device(place.device)] if place.device.startswith("cuda") else []
         with torch.random.fork_rng(devices=devices):  # every update seeds torch's generators
             if place.first:
-                open_folder(folder, settings.get("overwrite", False))
+                open_folder(folder)
             wait()
             try:
                 run = prepare(dataset, validation, model, pretrained, chosen, place, settings.get("root"))
@@ -150,6 +151,9 @@ def finetune(
                     with suppress(OSError):  # removes only an empty folder
                         folder.rmdir()
                 raise
+            if place.first and settings.get("overwrite", False):  # not before the new run is known to be sound
+                start_again(run, folder)
+            wait()
             return _Loop(run, folder, settings.get("progress") or Silent()).train()
 
 

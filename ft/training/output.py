@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from heads.fitted.provenance import Provenance, SplitRecord, rows_of
 from heads.rows.hashes import Hashes
 
 
-def open_folder(out: Path, overwrite: bool) -> None:
+def open_folder(out: Path) -> None:
     """Prepare the folder of a run: create it, or check that it is empty or holds a run to resume.
 
     Raises TrainingError if the folder holds other files.
@@ -30,9 +31,21 @@ def open_folder(out: Path, overwrite: bool) -> None:
         raise TrainingError(f"{out} exists and is not the folder of a run; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     sweep_partials(out)
-    if overwrite:
-        for name in (RESUME, LOG, FEATURES):  # the models are replaced when the new run writes its own
-            (out / name).unlink(missing_ok=True)
+
+
+def start_again(run: Run, out: Path) -> None:
+    """Remove what an earlier run left in a folder.
+
+    Kept are ``last``, which the new run replaces in any case, and the model that the new run starts from.
+    """
+    for name in (RESUME, LOG, FEATURES, head_path(out, BEST).name):
+        (out / name).unlink(missing_ok=True)
+    for path in (out / BEST, *out.glob("checkpoint_[0-9]*")):
+        if path.is_dir():
+            if not (isinstance(run.source, Path) and path.samefile(run.source)):
+                shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _is_empty(out: Path) -> bool:

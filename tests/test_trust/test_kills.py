@@ -35,10 +35,10 @@ def test_some_kills_leave_no_wrong_byte(tmp_path: Path) -> None:
 
 def test_a_run_killed_while_writing_its_options_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / f"options.json.{owner()}-0123abcd.partial").write_text("{")
-    open_folder(tmp_path, overwrite=False)
+    open_folder(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(TrainingError, match="not the folder of a run"):
-        open_folder(tmp_path, overwrite=False)
+        open_folder(tmp_path)
 
 
 @pytest.mark.nightly

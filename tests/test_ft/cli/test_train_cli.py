@@ -79,6 +79,24 @@ def test_accuracies_are_printed_as_in_the_tables(tmp_path: Path, capsys: pytest.
         assert f"{100 * entry['accuracy']:.1f}" in said.split("top1 %")[1]
 
 
+def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["finetune", "digits", "--train", "head", "--templates", "digits", "--out", str(out), *FLAGS]
+    assert main([*words, "--val", "digits:val", "--batch-size", "50", "--shots", "10", "--keep-every", "1"]) == 0
+    assert (out / "best").is_dir()
+    assert (out / "checkpoint_1").is_dir()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main([*words, "--overwrite", "--head", str(tmp_path / "none.safetensors")]) == 2  # refused: all is kept
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    capsys.readouterr()
+    result = run(capsys, *words, "--overwrite", "--model", str(out / "checkpoint_1"))
+    assert result["best"] == str(out / "last")
+    assert sorted(path.name for path in out.glob("best*")) == []
+    assert [path.name for path in out.glob("checkpoint_*")] == ["checkpoint_1"]  # the model of the new run
+    run(capsys, *words, "--overwrite")
+    assert not list(out.glob("checkpoint_*"))
+
+
 def test_a_run_from_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--recipe", "lipsum_domainnet", "--templates", "digits", "--out", str(tmp_path / "run")]
     result = run(capsys, "finetune", "digits", *words, *FLAGS)
