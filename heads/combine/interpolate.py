@@ -23,8 +23,9 @@ from heads.fitted.base import Fitted, LogitHead
 from heads.fitted.linear import LinearHead, as_linear, check_same_classes
 from heads.fitted.missing_classes import absences, known_by_others
 from heads.fitted.provenance import Json, Provenance, merged
+from heads.rows.arrays import to_numpy
 from heads.rows.device import chosen_rows, device_rows
-from heads.rows.samples import Array, Ints, Mask, Rows, Samples, gathered, to_numpy
+from heads.rows.samples import Array, Ints, Mask, Rows, Samples, gathered
 from heads.rows.weights import group_ids
 from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 

@@ -16,8 +16,9 @@ from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank, Neighbours
 from heads.fitted.provenance import Json
 from heads.kernels.tally import stats_of_arrays
+from heads.rows.arrays import to_numpy
 from heads.rows.device import device_rows
-from heads.rows.samples import Features, Ints, Samples, gathered, require_finite, to_numpy
+from heads.rows.samples import Features, Ints, Samples, gathered, require_finite
 from heads.rows.selection import RowSampler, thinned
 from heads.search import INDEXES, PROBED
 from heads.solvers.edges import warn_at_edge

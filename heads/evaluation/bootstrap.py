@@ -123,7 +123,7 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
     """
     from scipy.stats import binomtest
 
-    from heads.rows.samples import to_numpy  # loads torch, which `--help` does without
+    from heads.rows.arrays import to_numpy  # loads torch, which `--help` does without
 
     first, second = to_numpy(a), to_numpy(b)
     if first.shape != second.shape or first.ndim != 1:
@@ -135,7 +135,7 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
 
 
 def _series(values: ArrayLike, draws: int, level: float, seed: int) -> NDArray[np.float64]:
-    from heads.rows.samples import to_numpy  # loads torch, which `--help` does without
+    from heads.rows.arrays import to_numpy  # loads torch, which `--help` does without
 
     series = np.atleast_2d(to_numpy(values).astype(np.float64))
     if series.ndim != 2 or not series.size:

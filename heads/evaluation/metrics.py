@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from heads.kernels.calibration_bins import CALIBRATION_BINS
 from heads.kernels.tally import RowStats, Tally, stats_of_arrays
-from heads.rows.samples import to_numpy
+from heads.rows.arrays import to_numpy
 
 Row: TypeAlias = dict[str, Any]
 """Results of one head as JSON types; see `heads.evaluate`."""

@@ -33,8 +33,8 @@ from heads.evaluation.metrics import Row
 from heads.fitted.base import LogitHead
 from heads.fitted.multilabel import MultiLabelHead
 from heads.kernels.ranking import Decisions, Ranked, binary_nll, by_class, mean_of_defined
+from heads.rows.arrays import to_numpy
 from heads.rows.multilabel import as_targets
-from heads.rows.samples import to_numpy
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from heads.fitted.provenance import check_classes, check_encoder, check_labellin
 from heads.kernels import Tally, linear_nll
 from heads.kernels.problem import Values
 from heads.kernels.tally import RowStats, stats_of_arrays
+from heads.rows.arrays import to_numpy
 from heads.rows.few_shot import FewShotStore
 from heads.rows.in_memory import ResidentStore
-from heads.rows.samples import to_numpy
 from heads.solvers.parallel import map_pieces
 
 ANCHOR, ALSO = "anchor", "also"

@@ -17,7 +17,7 @@ from featcache.store.protocol import FeatureTable, TextSource
 from heads.evaluation.metrics import Row
 from heads.fitted.provenance import check_text_tower
 from heads.kernels.problem import Values
-from heads.rows.samples import to_numpy
+from heads.rows.arrays import to_numpy
 from heads.solvers.edges import callers_level
 
 _CELLS = 1 << 24  # similarities in memory at a time: 64 MiB in float32

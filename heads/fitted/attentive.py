@@ -13,7 +13,8 @@ from featcache.errors import HeadError
 from featcache.store.reading.tokens import block_rows
 from heads.fitted.base import LogitHead
 from heads.fitted.provenance import Provenance
-from heads.rows.samples import Array, Features, Float32, check_width, to_numpy
+from heads.rows.arrays import to_numpy
+from heads.rows.samples import Array, Features, Float32, check_width
 
 
 def attentive_logits(tokens: Tensor, queries: Tensor, values: Tensor, weights: Tensor, bias: Tensor) -> Tensor:

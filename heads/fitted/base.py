@@ -16,6 +16,7 @@ from featcache.store.protocol import Encoded
 from heads.fitted.file_format import Tensors, write_head
 from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder, check_labelling
 from heads.kernels.problem import class_positions
+from heads.rows.arrays import to_numpy
 from heads.rows.samples import (
     Array,
     Features,
@@ -27,7 +28,6 @@ from heads.rows.samples import (
     feature_blocks,
     is_store,
     refuse_tokens,
-    to_numpy,
 )
 
 Number = TypeVar("Number", np.float32, np.float64)

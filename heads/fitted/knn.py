@@ -12,7 +12,8 @@ from featcache.parameters import Count, NotNegative, OneOf, Positive
 from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Array, Features, Float, Float32, Ints, to_numpy
+from heads.rows.arrays import to_numpy
+from heads.rows.samples import Array, Features, Float, Float32, Ints
 from heads.search import INDEXES, NeighbourIndex
 
 FLOOR = 1e-8

@@ -14,8 +14,9 @@ from heads.fitted.file_format import Tensors
 from heads.fitted.linear import linear_layer, positions_among
 from heads.fitted.provenance import Json, Provenance
 from heads.kernels.ranking import Decisions
+from heads.rows.arrays import to_numpy
 from heads.rows.multilabel import TargetsLike, as_multilabel
-from heads.rows.samples import Float, Float32, Rows, to_numpy
+from heads.rows.samples import Float, Float32, Rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)

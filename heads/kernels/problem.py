@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.errors import HeadError
 from heads.kernels.calibration_bins import CALIBRATION_BINS
 from heads.kernels.tally import RowStats, Tally
-from heads.rows.samples import to_numpy
+from heads.rows.arrays import to_numpy
 
 Values: TypeAlias = ArrayLike | torch.Tensor
 """A tensor, or any array-like."""

@@ -25,7 +25,7 @@ from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
 from heads.kernels.tally import RowStats, Tally, stats_of_arrays
 from heads.report.rows import alpha_of, label_of
-from heads.rows.samples import to_numpy
+from heads.rows.arrays import to_numpy
 
 Subset: TypeAlias = Sequence[int] | Projection | None
 Integers: TypeAlias = NDArray[np.integer]

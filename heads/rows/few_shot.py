@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, Derived, FeatureTable, of_origin
 from featcache.store.reading.tokens import block_rows, feature_shape
-from heads.rows.samples import Array, Ints, to_numpy
+from heads.rows.arrays import to_numpy
+from heads.rows.samples import Array, Ints
 
 
 def draw_shots(

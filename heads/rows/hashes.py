@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource, FeatureTable
+from heads.rows.arrays import to_numpy
 from heads.rows.few_shot import FewShotStore
-from heads.rows.samples import Array, Mask, is_table, to_numpy
+from heads.rows.samples import Array, Mask, is_table
 
 Hashes = NDArray[np.uint64]
 

@@ -13,8 +13,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults, VisualProjection
+from heads.rows.arrays import to_numpy
 from heads.rows.hashes import content_hashes
-from heads.rows.samples import Array, Ints, is_multilabel, refuse_tokens, to_numpy
+from heads.rows.samples import Array, Ints, is_multilabel, refuse_tokens
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.datasets.targets import targets_of_names
 from featcache.errors import DatasetError, HeadError, MismatchError
 from featcache.store.protocol import FeatureSource
+from heads.rows.arrays import to_numpy
 from heads.rows.samples import (
     Features,
     Ints,
@@ -22,7 +23,6 @@ from heads.rows.samples import (
     is_store,
     narrowed,
     refuse_tokens,
-    to_numpy,
 )
 from heads.rows.selection import check_selection
 

@@ -20,6 +20,7 @@ from featcache.errors import HeadError
 from featcache.store import ImageStore
 from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
 from featcache.store.reading.tokens import tokens_remedy
+from heads.rows.arrays import to_numpy
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -127,25 +128,6 @@ def is_on_device(features: object) -> TypeIs[torch.Tensor]:
     False
     """
     return isinstance(features, torch.Tensor) and features.device.type != "cpu"
-
-
-def to_numpy(value: object) -> Array:
-    """Any array-like as an array; tensors on the CPU are not copied (bfloat16 becomes float32).
-
-    Arrays with negative strides (``X[::-1]``), of the other byte order or of more than 64 bits are copied, since torch
-    supports none of them. HeadError for an array with masked entries, whose values mean nothing.
-    """
-    if np.ma.is_masked(value):
-        raise HeadError("got an array with masked entries, expected none; drop their rows, or fill them")
-    if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
-        value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    array = np.asarray(value)
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        return array.astype(np.float64)
-    if not array.dtype.isnative:  # read from a file of another byte order
-        return array.astype(array.dtype.newbyteorder("="))
-    return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
 def refuse_tokens(source: Encoded, what: str) -> None:

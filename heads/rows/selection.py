@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureSource
+from heads.rows.arrays import to_numpy
 from heads.rows.class_lists import class_difference
 from heads.rows.device import chosen_rows, device_rows
 from heads.rows.hashes import column_of, rows_also_in
@@ -20,7 +21,6 @@ from heads.rows.samples import (
     is_store,
     is_table,
     raise_not_finite,
-    to_numpy,
 )
 
 SELECTION = "features of the selection split"

@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import NotNegative, OneOf
-from heads.rows.samples import Array, Float, Ints, Samples, to_numpy
+from heads.rows.arrays import to_numpy
+from heads.rows.samples import Array, Float, Ints, Samples
 
 ClassWeight = Annotated[str, OneOf("balanced")] | Mapping[Any, NotNegative] | Sequence[NotNegative] | None
 """As in scikit-learn: "balanced", weights by label or class name, or weights (C,)."""

@@ -6,8 +6,9 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from featcache.errors import HeadError
+from heads.rows.arrays import to_numpy
 from heads.rows.lengths import SAFE_LENGTHS
-from heads.rows.samples import Features, Float, Ints, to_numpy
+from heads.rows.samples import Features, Float, Ints
 
 _QUERY_ROWS = 1024
 _BANK_ROWS = 16384  # 1024 x 16384 similarities in float32 are 64 MiB for any N

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from featcache.errors import HeadError, MissingExtraError
+from heads.rows.arrays import to_numpy
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import Float32, Ints, to_numpy
+from heads.rows.samples import Float32, Ints
 
 _LINKS, _EFFORT = 32, 200
 """HNSW: links per row in every layer, and candidates considered when a row is added."""

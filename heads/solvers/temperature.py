@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from heads.rows.samples import to_numpy
+from heads.rows.arrays import to_numpy
 from heads.solvers.parallel import one_torch_thread, side_by_side
 
 Values: TypeAlias = ArrayLike | Tensor

@@ -23,8 +23,9 @@ from heads.fitted.base import label_values
 from heads.fitted.linear import LinearHead
 from heads.fitted.projected import ProjectedHead
 from heads.fitted.provenance import check_classes
+from heads.rows.arrays import to_numpy
 from heads.rows.lengths import unit_rows
-from heads.rows.samples import Float32, Rows, Samples, as_samples, is_store, to_numpy
+from heads.rows.samples import Float32, Rows, Samples, as_samples, is_store
 from heads.solvers.logistic.precision import cpu_precision
 from heads.solvers.parallel import denormals_as_zero, one_torch_thread, side_by_side
 from heads.solvers.schedule import cosine

@@ -21,7 +21,8 @@ from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
-from heads.rows.samples import Float, Mask, Rows, Samples, Selection, is_on_device, to_numpy
+from heads.rows.arrays import to_numpy
+from heads.rows.samples import Float, Mask, Rows, Samples, Selection, is_on_device
 from heads.rows.weights import ClassWeight, plain_weights, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.logistic.one_vs_rest import FittedClasses

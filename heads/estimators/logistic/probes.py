@@ -21,8 +21,9 @@ from heads.estimators.standardise import Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.kernels.tally import row_stats
+from heads.rows.arrays import to_numpy
 from heads.rows.device import device_rows
-from heads.rows.samples import Float, Mask, Samples, finite_blocks, gathered, overflow, to_numpy
+from heads.rows.samples import Float, Mask, Samples, finite_blocks, gathered, overflow
 from heads.solvers.edges import callers_level
 from heads.solvers.schedule import wise_ft_schedule
 

@@ -18,6 +18,7 @@ from featcache.parameters import check_record
 from heads.estimators.ridge.choice import ALPHAS, held_out_errors
 from heads.fitted.file_format import Tensors, check_tensors, read_head, write_head
 from heads.fitted.provenance import Provenance, check_encoder, encoder_record, split_id
+from heads.rows.arrays import to_numpy
 from heads.rows.samples import (
     Array,
     Features,
@@ -28,7 +29,6 @@ from heads.rows.samples import (
     finite_blocks,
     is_store,
     raise_not_finite,
-    to_numpy,
 )
 from heads.rows.selection import SELECTION
 from heads.rows.weights import checked_weights, group_ids

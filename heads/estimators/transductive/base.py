@@ -12,6 +12,7 @@ from heads.estimators.text_prior import Texts, samples_of, text_head, text_ident
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Provenance, encoder_record, split_id
 from heads.fitted.transductive import PROTOCOL, TransductiveHead
+from heads.rows.arrays import to_numpy
 from heads.rows.lengths import unit_rows
 from heads.rows.samples import (
     Features,
@@ -24,7 +25,6 @@ from heads.rows.samples import (
     is_store,
     overflow,
     require_finite,
-    to_numpy,
 )
 from heads.rows.selection import selection_samples
 

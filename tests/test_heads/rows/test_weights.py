@@ -103,7 +103,7 @@ def test_names_go_before_digits_and_labels_before_names() -> None:
         ({5: 2.0}, "class_weight has 5, neither a label"),
         ({"5": 2.0}, "class_weight has '5', neither a label"),
         ({"cow": 2.0, 2: 3.0}, "'cow' and 2, which are the same class"),
-        ({"cow": -2.0}, "finite numbers, at least 0"),
+        ({"cow": -2.0}, "{name: a number from 0}"),
     ],
 )
 def test_keys_that_mean_no_class_are_refused(images: Any, weights: Any, message: str) -> None:
