@@ -84,7 +84,10 @@ def test_a_folder_of_caches_that_hides_a_package_is_named(tmp_path: Path) -> Non
     (tmp_path / "library" / "featcache").symlink_to(ROOT / "featcache")
     (tmp_path / "heads" / "__pycache__").mkdir(parents=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "library")}
-    command = [sys.executable, "-m", "featcache", "fit", "--help"]
+    # Without the path entry of an editable install, where the package would be found.
+    code = f"import sys; sys.path = [path for path in sys.path if path != {str(ROOT)!r}]; "
+    code += "from featcache.cli.main import main; sys.exit(main(['fit', '--help']))"
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert f"'import heads' finds {tmp_path / 'heads'}, expected" in done.stderr
