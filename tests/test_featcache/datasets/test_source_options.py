@@ -96,7 +96,7 @@ class FrameOptions(SourceOptions):
 
 def open_frames(argument: str, split: str, options: FrameOptions, *, name: str | None = None) -> Dataset:
     """Frames of a video."""
-    raise NotImplementedError
+    raise DatasetError(f"{argument}: there are no frames of {split}, got {options} for {name}")
 
 
 def test_help_lists_every_source_and_the_options_of_those_named(capsys, monkeypatch) -> None:
